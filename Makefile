@@ -1,0 +1,56 @@
+# make help lists the commands. Everything is installed into $(VENV) and built into _build; nothing else is touched.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# Passed on to the chapters: make book CHAPTER=vae_urkle SCALE=lite SEED=1 SOLUTIONS=yes
+CHAPTER ?=
+PARAMETERS := $(foreach name,SCALE DATASET SEED SOLUTIONS,$(if $($(name)),$(name)=$($(name))))
+
+STARTED := $(shell date +%s)
+# The installation is redone when what is asked for changes, or when the folder has moved (the install is editable).
+STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
+
+.PHONY: help install book test sweeps lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make book     install, run every chapter at demo scale, build the site (CHAPTER=name runs one;"
+	@echo "              SCALE=, DATASET=, SEED=, SOLUTIONS=yes are passed on to the chapters)"
+	@echo "make test     install, run the whole test suite (reuses the run and the site of make book)"
+	@echo "make sweeps   run the recorded sweeps (CHAPTER=name runs one chapter's), at most 30 minutes a chapter"
+	@echo "make lint     ruff and mypy"
+	@echo "make install  only the installation, into $(VENV) (PYTHON=python3.12 chooses the interpreter)"
+	@echo "make clean    remove _build (the installation stays)"
+
+install: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "robrep needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, as in make $(MAKECMDGOALS) PYTHON=python3.12" % v[:2])'
+	@test -x $(PY) || { echo "install: creating $(VENV)"; $(PYTHON) -m venv $(VENV) || { \
+	    echo "The venv module is missing: on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }; }
+	@echo "install: requirements.txt into $(VENV) (about 6 GB, most of it torch; a few minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+	@echo "install: done in $$(( $$(date +%s) - $(STARTED) )) s"
+
+book: $(STAMP)
+	@$(PY) -m robrep.site book $(CHAPTER) $(PARAMETERS) --started $(STARTED)
+
+test: $(STAMP)
+	@$(PY) -m pytest tests -q -n 2 -m "not book"
+	@$(PY) -m robrep.site book
+	@$(PY) -m pytest tests -q -m book
+
+sweeps: $(STAMP)
+	@$(PY) -m robrep.site sweeps $(CHAPTER)
+
+lint: $(STAMP)
+	@$(PY) -m ruff check robrep tests
+	@$(PY) -m mypy
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
