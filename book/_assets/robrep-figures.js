@@ -1,0 +1,131 @@
+// Draws the plotly figures of a page. Each figure is a <div class="robrep-figure"> that holds its JSON; plotly is loaded
+// once, from this site, when the first figure nears the view, and the colours follow the page's light or dark theme.
+(() => {
+  "use strict";
+  const PLOTLY = new URL("plotly.min.js", document.currentScript.src).href;
+  const NARROW = 600; // px of figure width below which the layout is rearranged
+  const NEAR = "800px"; // distance from the view at which a figure is drawn
+  const THEMES = {
+    light: {
+      paper: "#ffffff", plot: "#ffffff", text: "#24292f", faint: "#57606a", grid: "#e4e7eb", line: "#b4bbc3",
+      control: "#f3f5f7", active: "#d5dde6", hover: "#ffffff",
+    },
+    dark: {
+      paper: "#14181e", plot: "#14181e", text: "#ced6dd", faint: "#9aa5b1", grid: "#2d353f", line: "#56616e",
+      control: "#222832", active: "#3c4858", hover: "#222832",
+    },
+  };
+
+  let plotly = null;
+  const loadPlotly = () =>
+    (plotly ??= new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = PLOTLY;
+      script.onload = () => resolve(window.Plotly);
+      script.onerror = () => reject(new Error(`could not load ${PLOTLY}`));
+      document.head.append(script);
+    }));
+
+  const themeName = () => (document.documentElement.dataset.theme === "dark" ? "dark" : "light");
+  const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+  // A copy of `base` in which the leaves of `over` win.
+  function merged(base, over) {
+    const result = { ...base };
+    for (const [key, value] of Object.entries(over)) {
+      result[key] = isObject(value) ? merged(isObject(result[key]) ? result[key] : {}, value) : value;
+    }
+    return result;
+  }
+
+  // The figure's own template with every colour of page furniture set for the theme; the data keep their colours.
+  function template(own, theme) {
+    const axis = {
+      gridcolor: theme.grid, linecolor: theme.line, zerolinecolor: theme.line, tickcolor: theme.line,
+      tickfont: { color: theme.faint }, title: { font: { color: theme.text } }, automargin: true,
+    };
+    const bar = { tickcolor: theme.line, outlinecolor: theme.line, tickfont: { color: theme.faint } };
+    const layout = {
+      paper_bgcolor: theme.paper,
+      plot_bgcolor: theme.plot,
+      font: { color: theme.text },
+      title: { font: { color: theme.text } },
+      xaxis: axis,
+      yaxis: axis,
+      coloraxis: { colorbar: bar },
+      legend: { bgcolor: "rgba(0,0,0,0)", font: { color: theme.text } },
+      hoverlabel: { bgcolor: theme.hover, bordercolor: theme.line, font: { color: theme.text } },
+      annotationdefaults: { font: { color: theme.text }, arrowcolor: theme.faint },
+      shapedefaults: { line: { color: theme.line } },
+      sliderdefaults: {
+        bgcolor: theme.active, activebgcolor: theme.line, bordercolor: theme.line, tickcolor: theme.line,
+        font: { color: theme.faint }, currentvalue: { font: { color: theme.text } },
+      },
+      updatemenudefaults: { bgcolor: theme.control, bordercolor: theme.line, font: { color: theme.text } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.faint, activecolor: theme.text },
+    };
+    const data = { ...(own.data ?? {}) };
+    for (const kind of ["heatmap", "contour"]) {
+      data[kind] = (data[kind] ?? [{}]).map((trace) => merged(trace, { colorbar: bar }));
+    }
+    data.scatter = (data.scatter ?? [{}]).map((trace) => merged(trace, { marker: { colorbar: bar } }));
+    return { ...own, data, layout: merged(own.layout ?? {}, layout) };
+  }
+
+  const isNarrow = (box) => box.clientWidth < NARROW;
+
+  // On a narrow screen: no room for a legend at the side, touching must scroll the page, and less margin.
+  function arranged(layout, box) {
+    const result = { ...layout, autosize: true, template: template(layout.template ?? {}, THEMES[themeName()]) };
+    delete result.width;
+    if (!isNarrow(box)) return result;
+    result.dragmode = false;
+    const margin = layout.margin ?? {};
+    result.margin = { ...margin, l: Math.min(margin.l ?? 80, 48), r: Math.min(margin.r ?? 80, 12) };
+    if (layout.legend?.orientation !== "h") {
+      result.legend = { ...(layout.legend ?? {}), orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" };
+    }
+    return result;
+  }
+
+  async function draw(box) {
+    const { data, layout, frames } = JSON.parse(box.querySelector("script").textContent);
+    const Plotly = await loadPlotly();
+    const stage = document.createElement("div");
+    box.append(stage);
+    const config = { responsive: true, displaylogo: false, displayModeBar: isNarrow(box) ? false : "hover" };
+    await Plotly.newPlot(stage, { data, layout: arranged(layout, box), frames, config });
+    box.style.minHeight = "";
+    box.dataset.drawn = themeName();
+    box.redraw = async () => {
+      // a figure that was moved keeps its place: only the template changes
+      await Plotly.relayout(stage, { template: template(layout.template ?? {}, THEMES[themeName()]) });
+      box.dataset.drawn = themeName();
+    };
+    if (box.dataset.drawn !== themeName()) await box.redraw();
+  }
+
+  function start() {
+    const boxes = [...document.querySelectorAll(".robrep-figure")];
+    const watcher = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries.filter((each) => each.isIntersecting)) {
+          watcher.unobserve(entry.target);
+          draw(entry.target).catch((error) => {
+            entry.target.insertAdjacentHTML("beforeend", '<p class="robrep-figure-text"></p>');
+            entry.target.lastElementChild.textContent = `Figure: ${entry.target.getAttribute("aria-label")}`;
+            console.error(error);
+          });
+        }
+      },
+      { rootMargin: NEAR },
+    );
+    boxes.forEach((box) => watcher.observe(box));
+    new MutationObserver(() => boxes.forEach((box) => box.redraw?.())).observe(document.documentElement, {
+      attributeFilter: ["data-theme"],
+    });
+  }
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();

@@ -1,0 +1,118 @@
+"""The commands behind the make targets.
+
+python -m robrep.site book [CHAPTER ...] [NAME=value ...]    run the chapters that changed, then build the site
+python -m robrep.site run [CHAPTER ...] [NAME=value ...]     only run
+python -m robrep.site build                                  only build
+python -m robrep.site sweeps [CHAPTER ...]                   run the recorded sweeps
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from robrep.site.build import SiteError, build_site, notebooks, weights
+from robrep.site.run import ChapterError, parameters, read_notebook, run_chapter
+
+SWEEP_SECONDS = 30 * 60
+
+
+def choose(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The notebooks asked for (all, if none is named).
+
+    Raises:
+        ChapterError: a name that is no notebook of the table of contents.
+    """
+    every = notebooks(root)
+    for name in names:
+        if name not in every:
+            raise ChapterError(f"unknown chapter {name}; the notebooks of the book are {', '.join(every)}")
+    return {name: every[name] for name in names or every}
+
+
+def run(root: Path, names: Sequence[str], given: Mapping[str, str]) -> None:
+    """Run chapters, one progress line each.
+
+    A parameter must be known to every chapter that is named; when none is named, to one at least, and a page without
+    it runs as it is.
+    """
+    chosen = choose(root, names)
+    known = {name: parameters(read_notebook(path), name) for name, path in chosen.items()}
+    for parameter in given:
+        if not names and not any(parameter in each for each in known.values()):
+            every = sorted({each for defaults in known.values() for each in defaults})
+            raise ChapterError(f"unknown parameter {parameter}; the chapters' parameters are {', '.join(every)}")
+    width = max((len(name) for name in chosen), default=0)
+    for number, (name, path) in enumerate(chosen.items(), 1):
+        values = {key: value for key, value in given.items() if names or key in known[name]}
+        print(f"chapter {number}/{len(chosen)}  {name:<{width}}  ", end="", flush=True)
+        try:
+            done, now = run_chapter(path, root / "_build", values)
+        except ChapterError:
+            print("FAILED", flush=True)
+            raise
+        state = f"{done.seconds:.1f} s" if now else f"unchanged (took {done.seconds:.1f} s)"
+        print(f"{done.scale:<5}  {done.cells:>3} cells  {state}", flush=True)
+
+
+def site(root: Path) -> None:
+    """Build the site and say what it weighs and where it is."""
+    start = time.perf_counter()
+    built = build_site(root, root / "_build")
+    size = ", ".join(f"{kind} {megabytes:.1f} MB" for kind, megabytes in weights(root / "_build" / "html").items())
+    print(f"site  {f'{time.perf_counter() - start:.1f} s' if built else 'unchanged'}  ({size})", flush=True)
+
+
+def sweeps(root: Path, names: Sequence[str]) -> None:
+    """Run the recorded sweeps of every chapter that has one."""
+    for name, path in choose(root, names).items():
+        if "SWEEP" not in parameters(read_notebook(path), name):
+            continue
+        print(f"sweep  {name}", flush=True)
+        command = [sys.executable, "-m", "robrep.reproduce", name, "SWEEP=yes"]
+        try:
+            code = subprocess.run(command, cwd=root, timeout=SWEEP_SECONDS, check=False).returncode
+        except subprocess.TimeoutExpired:
+            raise ChapterError(f"{name}: the sweep took more than {SWEEP_SECONDS // 60} minutes") from None
+        if code:
+            raise ChapterError(f"{name}: the sweep failed (exit status {code})")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m robrep.site", description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=["book", "run", "build", "sweeps"])
+    parser.add_argument("words", nargs="*", metavar="CHAPTER or NAME=value")
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the repository (default: here)")
+    parser.add_argument("--started", type=float, help="when make started, in seconds since 1970, to time the set-up")
+    options = parser.parse_args(arguments)
+    begin = time.time()
+    given = dict(word.split("=", 1) for word in options.words if "=" in word)
+    names = [word for word in options.words if "=" not in word]
+    times = {"set-up": begin - options.started} if options.started else {}
+    try:
+        if options.command == "sweeps":
+            sweeps(options.root, names)
+            return 0
+        if options.command in ("book", "run"):
+            run(options.root, names, given)
+            times["chapters"] = time.time() - begin
+        if options.command in ("book", "build"):
+            mark = time.time()
+            site(options.root)
+            times["site"] = time.time() - mark
+    except (ChapterError, SiteError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("  ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))
+    if options.command != "run":
+        print(f"Open {options.root / '_build' / 'html' / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

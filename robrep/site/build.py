@@ -1,0 +1,177 @@
+"""Builds the site from the pages and the executed chapters, then makes it small and free of other hosts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+import yaml
+
+from robrep.files import code_hash, digest
+from robrep.site.run import file_hash, last_run
+
+PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme", "plotly")
+ROOT_FILES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "README.md", "CITATION.cff", "LICENSE", "LICENSE-TEXT")
+NOT_PAGES = {"__pycache__", ".ipynb_checkpoints", "results"}  # folders of book/ that hold no page and no asset
+
+# MathJax's one-file build and what it may load later: its fonts and the rarer TeX macros
+MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2/", "input/tex/extensions/")
+MATHJAX_LEFT_OUT = ("all-packages.js", "mhchem.js", "physics.js")
+
+# Copied by the theme and its extensions, used by no page: maps for debuggers, the fonts' second format, MathJax's
+# loader for another host, scripts for live kernels that are switched off.
+UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "sphinx-thebe.*", "webpack-macros.html", ".buildinfo*", "objects.inv")
+UNUSED_SCRIPT = re.compile(r"""<script[^>]*\bsrc="[^"]*sphinx-thebe[^"]*"[^>]*></script>\s*""")
+UNUSED_STYLE = re.compile(r"""<link[^>]*\bhref="[^"]*sphinx-thebe[^"]*"[^>]*/?>\s*""")
+THEBE_SETTINGS = re.compile(r"""<script>\s*const thebe_[^<]*</script>\s*""")
+
+
+class SiteError(Exception):
+    """The site cannot be built; the message is ready to be shown."""
+
+
+def pages(root: Path) -> list[Path]:
+    """The files that the table of contents names, in order.
+
+    Raises:
+        SiteError: a page of the table of contents is missing.
+    """
+    found = []
+
+    def walk(entry: object) -> None:
+        if isinstance(entry, list):
+            for each in entry:
+                walk(each)
+        elif isinstance(entry, dict):
+            for name in [entry[key] for key in ("root", "file") if key in entry]:
+                at = [root / f"{name}{suffix}" for suffix in (".ipynb", ".md") if (root / f"{name}{suffix}").is_file()]
+                if not at:
+                    raise SiteError(f"_toc.yml names {name}, but there is no {name}.md and no {name}.ipynb")
+                found.append(at[0])
+            for key in ("parts", "chapters", "sections"):
+                walk(entry.get(key))
+
+    walk(yaml.safe_load((root / "_toc.yml").read_text()))
+    return found
+
+
+def notebooks(root: Path) -> dict[str, Path]:
+    """Name and file of every notebook of the book, in the order of the table of contents."""
+    return {path.stem: path for path in pages(root) if path.suffix == ".ipynb"}
+
+
+def book_files(root: Path) -> list[Path]:
+    """Every file of ``book`` that the site is made from."""
+    files = (path for path in sorted((root / "book").rglob("*")) if path.is_file())
+    return [path for path in files if not NOT_PAGES & set(path.relative_to(root).parts)]
+
+
+def site_key(root: Path, build: Path) -> str:
+    """Hash of all that the site is made from: pages, assets, settings, executed chapters, docstrings, the builder."""
+    files = book_files(root) + [root / name for name in ROOT_FILES if (root / name).is_file()]
+    files += sorted(Path(__file__).parent.glob("*.py"))
+    content = [[os.path.relpath(path, root), file_hash(path)] for path in files]
+    runs = {name: file_hash(build / "runs" / path.name) for name, path in notebooks(root).items() if last_run(name, build)}
+    return digest([content, runs, code_hash(), {package: version(package) for package in PACKAGES}])
+
+
+def assemble(root: Path, build: Path, source: Path) -> None:
+    """Fill ``source`` with what Sphinx reads: the pages, executed chapters in place of the notebooks, the scripts served."""
+    for name in ROOT_FILES:
+        if (root / name).is_file():
+            shutil.copy2(root / name, source / name)
+    for path in book_files(root):
+        target = source / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        executed = path.suffix == ".ipynb" and last_run(path.stem, build) is not None
+        shutil.copy2(build / "runs" / path.name if executed else path, target)
+    assets = source / "book" / "_assets"
+    assets.mkdir(parents=True, exist_ok=True)
+    import plotly
+
+    shutil.copy2(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", assets / "plotly.min.js")
+    for file in distribution("sphinx-mathjax-offline").files or []:
+        part = file.as_posix().partition("/static/mathjax/")[2]
+        if part.startswith(MATHJAX_PARTS) and not part.endswith(MATHJAX_LEFT_OUT):
+            target = assets / "mathjax" / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(Path(str(file.locate())), target)
+
+
+def sphinx(source: Path, output: Path, root: Path) -> None:
+    """Run Jupyter Book with warnings as errors.
+
+    Raises:
+        SiteError: with the warnings, their files named as in the repository.
+    """
+    jb = Path(sys.executable).parent / "jb"
+    command = [str(jb), "build", str(source), "--path-output", str(output), "--all", "-W", "--keep-going", "-q"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+        text = text.replace(f"{source.resolve()}/", "").replace(f"{source}/", "")
+        lines = [line for line in text.splitlines() if re.search("WARNING|ERROR|CRITICAL|Error:", line)]
+        raise SiteError("the site has warnings, which count as errors:\n" + "\n".join(lines or text.splitlines()[-30:]))
+
+
+def finish(html: Path, root: Path) -> None:
+    """Strip what no page uses, and offer the notebooks for download as they are in the repository, without outputs."""
+    for pattern in UNUSED:
+        for path in html.rglob(pattern):
+            path.unlink()
+    for path in html.rglob("*.html"):
+        text = path.read_text()
+        for unused in (UNUSED_SCRIPT, UNUSED_STYLE, THEBE_SETTINGS):
+            text = unused.sub("", text)
+        path.write_text(text)
+    for path in (html / "_sources").rglob("*.ipynb"):
+        shutil.copy2(root / path.relative_to(html / "_sources"), path)
+
+
+def weights(html: Path) -> dict[str, float]:
+    """Megabytes of the site: plotly, MathJax, and the rest."""
+    size = {"plotly": 0.0, "MathJax": 0.0, "pages": 0.0}
+    for path in html.rglob("*"):
+        if path.is_file():
+            kind = "plotly" if path.name == "plotly.min.js" else "MathJax" if "mathjax" in path.parts else "pages"
+            size[kind] += path.stat().st_size / 1e6
+    return size
+
+
+def build_site(root: Path, build: Path) -> bool:
+    """Build ``build/html`` unless nothing it is made from has changed.
+
+    Args:
+        root: the repository.
+        build: the build folder, with the executed chapters in ``runs``.
+
+    Returns:
+        Whether it was built now (False: unchanged).
+
+    Raises:
+        SiteError: a page is missing, or Sphinx warned.
+    """
+    html, note = build / "html", build / "html.key"
+    key = site_key(root, build)
+    if note.is_file() and note.read_text() == key and (html / "index.html").is_file():
+        return False
+    build.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=build, prefix="site-") as folder:
+        source, output = Path(folder) / "source", Path(folder) / "output"
+        source.mkdir()
+        assemble(root, build, source)
+        sphinx(source, output, root)
+        made = output / "_build" / "html"
+        finish(made, root)
+        note.unlink(missing_ok=True)
+        shutil.rmtree(html, ignore_errors=True)
+        made.rename(html)
+    note.write_text(key)
+    return True

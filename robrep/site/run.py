@@ -1,0 +1,294 @@
+"""Runs the chapters through papermill and keeps the executed copies, so that an unchanged chapter is not run again.
+
+papermill alone would inject a misspelt parameter silently, run a notebook without a ``parameters`` cell as if nothing
+had been asked of it, and take whichever ``python3`` kernel the user has; here each of these is checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from robrep.files import atomic_write, code_hash, digest
+
+# What changes the output of a chapter although neither its text nor robrep does.
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn")
+CELL_SECONDS = {"smoke": 300, "demo": 600}  # the longer scales may take as long as they need
+
+
+class ChapterError(Exception):
+    """A chapter cannot be run, or one of its cells failed; the message is ready to be shown."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One executed chapter: what it was made from (``key``), and what the progress line tells."""
+
+    chapter: str
+    key: str
+    scale: str
+    cells: int
+    seconds: float
+
+
+def read_notebook(path: Path) -> Any:
+    """The notebook as nbformat's version 4.
+
+    Raises:
+        ChapterError: the file is missing or is not a notebook.
+    """
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise ChapterError(f"{path}: there is no such notebook") from None
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise ChapterError(f"{path}: not a notebook ({str(error).splitlines()[0]})") from None
+
+
+def parameters(nb: Any, name: str) -> dict[str, Any]:
+    """Names and default values assigned in the cell tagged ``parameters``.
+
+    Raises:
+        ChapterError: no cell, or more than one, carries the tag.
+    """
+    cells = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ChapterError(f"{name}: expected one cell tagged 'parameters', found {len(cells)}")
+    found = {}
+    for statement in ast.parse(cells[0].source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            try:
+                found[statement.targets[0].id] = ast.literal_eval(statement.value)
+            except ValueError:  # computed, for instance read from the environment: taken as text
+                found[statement.targets[0].id] = ""
+    return found
+
+
+def convert(name: str, text: str, default: Any) -> Any:
+    """``text`` from the command line as a value of the type of ``default``.
+
+    Raises:
+        ChapterError: the text does not read as that type.
+    """
+    kind = type(default)
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in ("yes", "true", "1", "on"):
+            return True
+        if text.lower() in ("no", "false", "0", "off"):
+            return False
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is kind:
+            return value
+    raise ChapterError(f"{name}={text}: expected {'yes or no' if kind is bool else kind.__name__}, as {default!r}")
+
+
+def check_parameters(given: Mapping[str, str], known: Mapping[str, Any], chapter: str) -> dict[str, Any]:
+    """The given values, converted to the types of the notebook's defaults.
+
+    Raises:
+        ChapterError: a name that the notebook's ``parameters`` cell does not assign, or a value of another type.
+    """
+    for name in given:
+        if name not in known:
+            raise ChapterError(f"{chapter}: unknown parameter {name}; its parameters are {', '.join(known)}")
+    return {name: convert(name, text, known[name]) for name, text in given.items()}
+
+
+def run_key(nb: Any, values: Mapping[str, Any], inputs: Path) -> str:
+    """Hash of all that a chapter's outputs are made from: its cells, the parameters, robrep, key packages, recorded data.
+
+    Args:
+        nb: the notebook.
+        values: the parameters, defaults included.
+        inputs: the folder ``book``, whose ``results`` and ``published`` chapters read.
+    """
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = ""
+    cells = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in nb.cells]
+    read = [path for folder in ("results", "published") for path in sorted((inputs / folder).rglob("*"))]
+    data = [[path.relative_to(inputs).as_posix(), file_hash(path)] for path in read if path.is_file()]
+    python = list(sys.version_info[:2])
+    return digest([cells, dict(values), code_hash(), python, versions, data])
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file's content."""
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def batch_environment(results: Path) -> Iterator[None]:
+    """The environment of a batch run; as it was before on leaving.
+
+    Live records go to ``results``, never over the committed ones; the kernel is this interpreter's; nothing makes the
+    chapter believe that a live front end is looking on (a widget would hang).
+    """
+    change: dict[str, str | None] = {
+        "ROBREP_RESULTS": str(results.resolve()),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PATH": None,
+        "JPY_SESSION_NAME": None,
+        "PLOTLY_RENDERER": None,
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = {name: os.environ.get(name) for name in change}
+    _set_environment(change)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def clean(nb: Any) -> Any:
+    """The executed notebook without papermill's traces; the injected parameters stay, hidden from the page."""
+    nb.metadata.pop("papermill", None)
+    for cell in nb.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+    return nb
+
+
+def failure(error: Any, nb: Any, name: str) -> str:
+    """What to show when a cell failed: its number, its first lines, the end of its traceback."""
+    from nbconvert.filters import strip_ansi
+
+    # papermill saves the notebook with markers and its own parameters cell; neither counts for the reader
+    added = ("injected-parameters", "papermill-error-cell-tag")
+    cells = [cell for cell in nb.cells if not set(added) & set(cell.metadata.get("tags", []))]
+    failed = [any(out.output_type == "error" for out in cell.get("outputs", [])) for cell in cells]
+    number = failed.index(True) + 1 if True in failed else None
+    source = error.source.splitlines()
+    shown = source[:6] + ([f"... ({len(source) - 6} more lines)"] if len(source) > 6 else [])
+    trace = strip_ansi("\n".join(error.traceback)).splitlines()[-15:]
+    where = f"cell {number} of {len(cells)}" if number else "the parameters"
+    lines = [f"{name}: {where} failed with {error.ename}: {strip_ansi(str(error.evalue))}"]
+    lines += ["  its source:", *(f"    {line}" for line in shown)]
+    lines += ["  the end of its traceback:", *(f"    {line}" for line in trace)]
+    return "\n".join(lines)
+
+
+def execute(source: Path, target: Path, values: Mapping[str, Any], results: Path) -> int:
+    """Execute ``source`` with ``values`` and write it to ``target`` (only when every cell passed).
+
+    Args:
+        source: the notebook; its folder is the working directory.
+        target: where the executed copy goes.
+        values: parameters, checked and converted.
+        results: folder for the records that the chapter writes.
+
+    Returns:
+        The number of code cells.
+
+    Raises:
+        ChapterError: a cell failed or took too long, or the kernel did not start.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nbformat
+        import papermill
+        from nbclient.exceptions import CellTimeoutError, DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    scale = values.get("SCALE") or parameters(read_notebook(source), source.stem).get("SCALE")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, batch_environment(results):
+        copy = Path(folder) / source.name
+        try:
+            nb = papermill.execute_notebook(
+                source.resolve(),
+                copy.resolve(),
+                parameters=dict(values),
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=180,
+                execution_timeout=CELL_SECONDS.get(str(scale)),
+                request_save_on_cell_execute=False,
+                cwd=source.resolve().parent,
+            )
+        except PapermillExecutionError as error:
+            raise ChapterError(failure(error, read_notebook(copy), source.stem)) from None
+        except (CellTimeoutError, DeadKernelError) as error:
+            raise ChapterError(f"{source.stem}: {type(error).__name__}: {str(error).strip()}") from None
+    with atomic_write(target) as temporary:
+        nbformat.write(clean(nb), temporary)
+    return sum(cell.cell_type == "code" for cell in nb.cells)
+
+
+def run_chapter(source: Path, build: Path, given: Mapping[str, str] | None = None) -> tuple[Run, bool]:
+    """Run one chapter unless the copy at hand was made from the very same things.
+
+    Args:
+        source: the notebook.
+        build: the build folder; the copy goes to ``runs``, records to ``results``.
+        given: parameters as text, from the command line.
+
+    Returns:
+        The run, and whether it was made now (False: unchanged).
+
+    Raises:
+        ChapterError: see ``check_parameters`` and ``execute``.
+    """
+    nb = read_notebook(source)
+    known = parameters(nb, source.stem)
+    values = check_parameters(given or {}, known, source.stem)
+    key = run_key(nb, {**known, **values}, source.parent)
+    target, note = build / "runs" / source.name, build / "runs" / f"{source.stem}.json"
+    if (last := last_run(source.stem, build)) and last.key == key:
+        return last, False
+    note.unlink(missing_ok=True)
+    start = time.perf_counter()
+    cells = execute(source, target, values, build / "results")
+    scale = str(values.get("SCALE", known.get("SCALE", "")))
+    run = Run(source.stem, key, scale, cells, round(time.perf_counter() - start, 1))
+    with atomic_write(note) as temporary:
+        temporary.write_text(json.dumps(asdict(run), indent=1) + "\n")
+    return run, True
+
+
+def last_run(chapter: str, build: Path) -> Run | None:
+    """The run at hand, or None when there is none (or it is not whole)."""
+    note = build / "runs" / f"{chapter}.json"
+    try:
+        run = Run(**json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return run if (build / "runs" / f"{chapter}.ipynb").is_file() else None
