@@ -1,0 +1,102 @@
+"""Checks of arguments: each failure is one sentence that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def one_of(name: str, value: str, options: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``options``.
+
+    Raises:
+        ValueError: naming ``name``, the value, the options and the closest of them.
+    """
+    options = list(options)
+    if value in options:
+        return value
+    close = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, options))}{hint}")
+
+
+def positive_int(name: str, value: int) -> int:
+    """Return ``value`` if it is an integer of at least 1.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected an integer of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1")
+    return value
+
+
+def nonnegative(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number of at least 0.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, infinite or not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, expected a number of at least 0")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value}, expected a finite number of at least 0")
+    return float(value)
+
+
+def check_images(x: Tensor, name: str = "x") -> Tensor:
+    """Return ``x`` if it is a batch of images: floating point, N x C x H x W, N at least 1, finite, in [0, 1].
+
+    Raises:
+        TypeError: it is no tensor, or not of floating point (divide uint8 images by 255, or use ``data.as_float``).
+        ValueError: wrong number of dimensions, no image in it, or values outside [0, 1] or not finite.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor of images, N x C x H x W")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}, expected floating point in [0, 1] (see robrep.data.as_float)")
+    if x.ndim != 4:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected N x C x H x W")
+    if x.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected at least one image")
+    low, high = (v.item() for v in x.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+        raise ValueError(f"{name} has values from {low:.4g} to {high:.4g}, expected finite values in [0, 1]")
+    return x
+
+
+def check_labels(y: Tensor, n: int | None = None, classes: int | None = None, name: str = "y") -> Tensor:
+    """Return ``y`` if it is a vector of N class indices.
+
+    Args:
+        y: int64 tensor of shape (N,).
+        n: number of labels expected.
+        classes: labels must be in 0 ... classes - 1.
+        name: name of the argument, for messages.
+
+    Raises:
+        TypeError: it is no tensor, or not of dtype int64.
+        ValueError: wrong shape or length, empty, or a label out of range.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{name} is a {type(y).__name__}, expected a torch.Tensor of class indices")
+    if y.dtype != torch.int64:
+        raise TypeError(f"{name} has dtype {y.dtype}, expected torch.int64")
+    if y.ndim != 1 or y.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(y.shape)}, expected a vector of at least one class index")
+    if n is not None and len(y) != n:
+        raise ValueError(f"{name} has {len(y)} labels, expected {n}, one for each image")
+    low, high = (int(v) for v in y.aminmax())
+    if low < 0 or (classes is not None and high >= classes):
+        expected = f"in 0 ... {classes - 1}" if classes is not None else "of at least 0"
+        raise ValueError(f"{name} has labels from {low} to {high}, expected labels {expected}")
+    return y

@@ -1,0 +1,141 @@
+"""Networks: an encoder gives a code for each image, a tensor (N, D) or a :class:`~robrep.gaussians.Gaussian`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robrep.checks import positive_int
+from robrep.gaussians import Gaussian
+
+
+class PooledConv(nn.Conv2d):
+    """A 3 x 3 convolution (stride 1, padding 1) followed by global average pooling, in float32; (N, C, H, W) -> (N, K).
+
+    Both are linear, so the order can be turned round: the mean over all positions of a convolution is the kernel
+    applied to the nine means of the shifted input. That is the same function for 1/(H W) of the multiplications, and
+    cheap enough to be computed in float32 under mixed precision, where the codes need their digits.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.weight.dtype) / (x.shape[2] * x.shape[3])
+            for dim in (2, 3):  # sums over the window's three positions: without the last line, all, without the first
+                total = x.sum(dim, keepdim=True)
+                x = torch.cat([total - x.narrow(dim, -1, 1), total, total - x.narrow(dim, 0, 1)], dim)
+            return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)
+
+
+class ConvEncoder(nn.Module):
+    """Four 3 x 3 convolutions and a global average: the representation network of Nguyen et al. 2022 for MNIST.
+
+    The print gives the number of layers, the kernels and the width of the last; widths, strides and normalisation are
+    ours to choose. The last convolution is linear, so a code may take any value.
+
+    Args:
+        channels: channels of the images.
+        dim: D, the dimension of the code (128 in the paper).
+        gaussian: give a ``Gaussian`` (the last layer has 2 D outputs: the mean, and the scale through a softplus),
+            else a tensor (N, D).
+        widths: channels of the first three convolutions.
+        strides: their strides.
+        groups: groups of the GroupNorm after each of their ReLUs; 0 for none. No batch norm, so an example's code
+            does not hang on its batch.
+        min_scale: added to the scale, which keeps the KL divergence finite.
+
+    Shapes: images (N, channels, H, W) in [0, 1] to codes (N, D), in float32.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        dim: int = 128,
+        *,
+        gaussian: bool = True,
+        widths: Sequence[int] = (64, 128, 128),
+        strides: Sequence[int] = (1, 2, 1),
+        groups: int = 8,
+        min_scale: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        positive_int("channels", channels)
+        self.dim, self.gaussian, self.min_scale = positive_int("dim", dim), gaussian, min_scale
+        layers: list[nn.Module] = []
+        for before, after, stride in zip([channels, *widths], widths, strides, strict=False):
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
+            if groups:
+                layers.append(nn.GroupNorm(groups, after))
+        self.features = nn.Sequential(*layers)
+        self.code = PooledConv(widths[-1], 2 * dim if gaussian else dim)
+
+    def forward(self, x: Tensor) -> Gaussian | Tensor:
+        code = self.code(self.features(x))
+        if not self.gaussian:
+            return code
+        mean, raw_scale = code.chunk(2, dim=1)
+        return Gaussian(mean, F.softplus(raw_scale) + self.min_scale)
+
+
+class ConvDecoder(nn.Module):
+    """Four transposed convolutions from a code to an image, mirroring :class:`ConvEncoder` (Nguyen et al. 2022).
+
+    The first one spreads the code, which has no extent, over a quarter of the image's side; two double it; the last
+    draws the pixels. The output is not bounded: reconstruction is a squared error.
+
+    Args:
+        shape: (C, H, W) of the images; H and W multiples of 4.
+        dim: D, the dimension of the code.
+        widths: channels between the layers.
+
+    Shapes: codes (N, D) to images (N, C, H, W).
+
+    Raises:
+        ValueError: H or W is no multiple of 4.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dim: int = 128, *, widths: Sequence[int] = (128, 64, 32)) -> None:
+        super().__init__()
+        channels, height, width = shape
+        if height % 4 or width % 4:
+            raise ValueError(f"shape is {tuple(shape)}, expected a height and width that are multiples of 4")
+        a, b, c = widths
+        self.net = nn.Sequential(
+            nn.ConvTranspose2d(dim, a, (height // 4, width // 4)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(b, c, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(c, channels, 3, padding=1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z[:, :, None, None]).float()
+
+
+class MLPHead(nn.Sequential):
+    """Three fully connected layers with batch norm and ReLU between: the classifier of Nguyen et al. 2022 for MNIST.
+
+    Args:
+        dim: D, the dimension of the code.
+        classes: number of classes C.
+
+    Shapes: codes (N, D) to logits (N, C).
+    """
+
+    def __init__(self, dim: int = 128, classes: int = 10) -> None:
+        super().__init__(
+            nn.Linear(dim, dim // 2),
+            nn.BatchNorm1d(dim // 2),
+            nn.ReLU(),
+            nn.Linear(dim // 2, dim // 4),
+            nn.BatchNorm1d(dim // 4),
+            nn.ReLU(),
+            nn.Linear(dim // 4, classes),
+        )

@@ -1,0 +1,73 @@
+"""Files that are never half written, folders that are found again, and the hashes that caches are keyed on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any failure it is removed.
+
+    The folder is made if missing. The temporary file keeps the suffix, since writers look at it.
+
+    Raises:
+        OSError: the folder cannot be made or written (read-only, full disk); ``path`` is then as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a shared cache needs the usual rights
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_root() -> Path:
+    """``$ROBREP_DATA`` if set, else this user's cache folder (``$XDG_CACHE_HOME/robrep`` or its like)."""
+    if root := os.environ.get("ROBREP_DATA"):
+        return Path(root)
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "robrep"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value, independent of the order of keys.
+
+    Raises:
+        TypeError: the value is not JSON-able.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@cache
+def code_hash() -> str:
+    """A 12-digit hash of robrep's own sources, so that a cache notices a change of the library.
+
+    The site builder is left out: it runs chapters and cannot change their numbers.
+    """
+    root = Path(__file__).parent
+    h = hashlib.sha256()
+    for source in sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] != "site"):
+        h.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    return h.hexdigest()[:12]

@@ -1,0 +1,190 @@
+"""Heads on a frozen encoder: trained clean or adversarially, and predictions averaged over samples of the code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robrep.attacks import Threat, attack_mode
+from robrep.checks import check_labels, positive_int
+from robrep.data import as_float
+from robrep.gaussians import Gaussian
+from robrep.losses import cross_entropy
+from robrep.randomness import fold, noise
+from robrep.regularizers import Attack, adversarial_cross_entropy
+from robrep.training import Examples, History, Precision, fit
+
+Code = Gaussian | Tensor
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter; the CPU if it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def encode(encoder: nn.Module, x: Examples, batch_size: int = 500) -> Code:
+    """The codes of all examples, computed in evaluation mode and in batches, on the encoder's device.
+
+    Args:
+        encoder: images to a tensor (N, D) or a ``Gaussian``.
+        x: uint8 or float images, N x C x H x W.
+        batch_size: images in a pass.
+
+    Returns:
+        A tensor (N, D) or a ``Gaussian`` of such tensors, as the encoder gives.
+    """
+    device, codes = device_of(encoder), []
+    with attack_mode(encoder):
+        for ids in torch.arange(len(x)).split(batch_size):
+            batch = x[ids]
+            codes.append(encoder((as_float(batch) if batch.dtype == torch.uint8 else batch).to(device)))
+    if isinstance(codes[0], Gaussian):
+        return Gaussian(*(torch.cat(part) for part in zip(*codes, strict=True)))
+    return torch.cat(codes)
+
+
+class Classifier(nn.Module):
+    """An encoder with a head; with a Gaussian encoder the probabilities are averaged over samples of the code.
+
+    .. math:: \\log \\tfrac1S \\sum_s \\mathrm{softmax}\\, c(z_s), \\quad z_s \\sim p(z|x)
+
+    Averaging probabilities, not logits, is eq. 1 of Nguyen et al. 2022. The samples come from (seed, id), so an image
+    meets the same noise in every batch.
+
+    Args:
+        encoder: images to a tensor (N, D) or a ``Gaussian``.
+        head: codes (N, D) to logits (N, C).
+        samples: S, at least 1; 0 classifies the mean of the code. Without effect on a deterministic encoder.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, samples: int = 20) -> None:
+        super().__init__()
+        if samples:
+            positive_int("samples", samples)
+        self.encoder, self.head, self.samples = encoder, head, samples
+
+    @property
+    def mean_code(self) -> Classifier:
+        """The same networks, classifying the mean of the code."""
+        return Classifier(self.encoder, self.head, samples=0)
+
+    def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Logits (N, C): log-probabilities where samples are averaged.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            ids: int64 (N,), naming the images' noise; 0 ... N - 1 if None.
+            seed: seed of the noise.
+        """
+        code = self.encoder(x)
+        if not isinstance(code, Gaussian):
+            return self.head(code)
+        if not self.samples:
+            return self.head(code.mean)
+        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        n, d = code.mean.shape
+        z = code.sample(noise(seed, ids, (self.samples, d)).transpose(0, 1))
+        logits = self.head(z.reshape(self.samples * n, d)).view(self.samples, n, -1)
+        return logits.float().log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(self.samples)))
+
+
+class _HeadOnCodes(nn.Module):
+    """Cross-entropy of a head on codes computed once: (N, D), or (N, 2, D) for means and scales, then sampled."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, code: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+        if code.ndim == 3:
+            p = Gaussian(*code.unbind(1))
+            code = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
+        return {"cross_entropy": cross_entropy(self.head(code), y).mean()}
+
+
+class _AdversarialHead(nn.Module):
+    """Cross-entropy of a head at the worst x' in the ball, through a frozen encoder in evaluation mode."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
+        super().__init__()
+        self.classifier, self.attack, self.threat = Classifier(encoder, head, samples=1), attack, threat
+
+    def train(self, mode: bool = True) -> _AdversarialHead:
+        super().train(mode)
+        self.classifier.encoder.eval()
+        return self
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+        def model(x_: Tensor) -> Tensor:
+            return self.classifier(x_, ids=ids, seed=fold(seed, "z"))
+
+        with attack_mode(self.classifier):
+            worst = adversarial_cross_entropy(model, x, y, self.attack, self.threat, ids=ids, seed=seed)
+        return {"cross_entropy": worst.mean()}
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of ``module`` needs a gradient meanwhile; each one's own setting is restored afterwards."""
+    before = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        module.requires_grad_(False)
+        yield
+    finally:
+        for p, needed in before:
+            p.requires_grad_(needed)
+
+
+def train_head(
+    encoder: nn.Module,
+    head: nn.Module,
+    x: Examples,
+    y: Tensor,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    lr: float = 1e-2,
+    weight_decay: float = 0.0,
+    attack: Attack | None = None,
+    threat: Threat | None = None,
+    precision: Precision = "32-true",
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    progress: str | None = None,
+) -> History:
+    """Train ``head`` in place on a frozen encoder's codes: one sample of z for each image and step, cross-entropy.
+
+    Without an attack the codes are computed once, in float32, and the loop never sees an image again.
+
+    Args:
+        encoder: images to a tensor (N, D) or a ``Gaussian``; its weights, statistics and mode are left alone.
+        head: codes (N, D) to logits (N, C).
+        x: images, uint8 or float in [0, 1].
+        y: class indices (N,), int64.
+        attack, threat: given together, the head is trained at the worst x' in the ball (adversarial head).
+        epochs, batch_size, lr, weight_decay, precision, seed, cache, progress: as in :func:`robrep.training.fit`.
+
+    Returns:
+        The history of the training.
+
+    Raises:
+        ValueError: labels that do not fit, or an attack without a threat or the other way round.
+    """
+    check_labels(y, len(x))
+    if (attack is None) != (threat is None):
+        missing = "threat" if threat is None else "attack"
+        raise ValueError(f"{missing} is None, expected attack and threat together, or neither for a clean head")
+    settings = dict(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed, cache=cache, progress=progress
+    )
+    if attack is not None and threat is not None:
+        with frozen(encoder):
+            return fit(_AdversarialHead(encoder, head, attack, threat), x, y, precision=precision, **settings)
+    codes = encode(encoder, x)
+    inputs = torch.stack(codes, dim=1) if isinstance(codes, Gaussian) else codes
+    return fit(_HeadOnCodes(head), inputs, y, precision=precision, **settings)

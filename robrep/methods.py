@@ -1,0 +1,153 @@
+"""Training methods: one module each, whose ``forward`` is the whole training step.
+
+``method(x, y, ids, seed)`` gives a dict of named scalar loss terms, weights included; training minimises their sum.
+Images come in [0, 1], labels are ignored by methods that need none, and all randomness comes from (seed, id).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robrep.attacks import Threat
+from robrep.checks import nonnegative
+from robrep.gaussians import Gaussian, kl, standard_normal_like
+from robrep.losses import cross_entropy, squared_error
+from robrep.randomness import fold, noise
+from robrep.regularizers import Attack, adversarial_cross_entropy, reconstruction_shift, trades, urkle
+
+Terms = dict[str, Tensor]
+
+
+class Supervised(nn.Module):
+    """Standard training: the cross-entropy of a head on an encoder's code.
+
+    Args:
+        encoder: images to codes (N, D); deterministic.
+        head: codes to logits (N, C).
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    @property
+    def classifier(self) -> nn.Sequential:
+        """Images to logits."""
+        return nn.Sequential(self.encoder, self.head)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        return {"cross_entropy": cross_entropy(self.classifier(x), y).mean()}
+
+
+class AdversarialTraining(Supervised):
+    """The cross-entropy at the worst x' in the ball (Madry et al. 2018).
+
+    Args:
+        encoder, head: as for :class:`Supervised`.
+        attack, threat: how and where the worst x' is searched.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
+        super().__init__(encoder, head)
+        self.attack, self.threat = attack, threat
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        worst = adversarial_cross_entropy(self.classifier, x, y, self.attack, self.threat, ids=ids, seed=seed)
+        return {"cross_entropy": worst.mean()}
+
+
+class TRADES(AdversarialTraining):
+    """Clean cross-entropy plus beta times the worst KL of the predictions (Zhang et al. 2019).
+
+    Args:
+        encoder, head, attack, threat: as for :class:`AdversarialTraining`.
+        beta: weight of the regularizer (1 / lambda in that paper), at least 0.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat, beta: float = 6.0) -> None:
+        super().__init__(encoder, head, attack, threat)
+        self.beta = nonnegative("beta", beta)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        logits = self.classifier(x)
+        worst = trades(self.classifier, x, logits, self.attack, self.threat, ids=ids, seed=seed)
+        return {"cross_entropy": cross_entropy(logits, y).mean(), "trades": self.beta * worst.mean()}
+
+
+class AETRADES(nn.Module):
+    """An auto-encoder whose reconstruction must not move: the baseline AE + TRADES (Nguyen et al. 2022, eq. 36).
+
+    Args:
+        encoder: images to codes (N, D); deterministic.
+        decoder: codes to images.
+        attack, threat: how and where the worst x' is searched.
+        beta: weight of the regularizer, at least 0.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, attack: Attack, threat: Threat, beta: float = 1.0) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.attack, self.threat, self.beta = attack, threat, nonnegative("beta", beta)
+
+    @property
+    def autoencoder(self) -> nn.Sequential:
+        """Images to reconstructions."""
+        return nn.Sequential(self.encoder, self.decoder)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        output = self.autoencoder(x)
+        worst = reconstruction_shift(self.autoencoder, x, output, self.attack, self.threat, ids=ids, seed=seed)
+        return {"reconstruction": squared_error(output, x).mean(), "trades": self.beta * worst.mean()}
+
+
+class VAE(nn.Module):
+    """A variational auto-encoder (Kingma and Welling 2014) with a squared error and a weight on the prior term.
+
+    Args:
+        encoder: images to a ``Gaussian``.
+        decoder: codes to images.
+        beta_vae: weight of KL[p(z|x) || N(0, I)]; 0 in the experiment of Nguyen et al. 2022, which leaves a noisy
+            auto-encoder whose latent scale is free.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, beta_vae: float = 0.0) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.beta_vae = encoder, decoder, nonnegative("beta_vae", beta_vae)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        return self.negative_elbo(x, self.encoder(x), ids, seed)
+
+    def negative_elbo(self, x: Tensor, p: Gaussian, ids: Tensor, seed: int) -> Terms:
+        """Reconstruction of ``x`` from one sample of ``p`` = p(z|x), and the prior's term if it has a weight."""
+        z = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
+        terms = {"reconstruction": squared_error(self.decoder(z), x).mean()}
+        if self.beta_vae:
+            terms["prior"] = self.beta_vae * kl(p, standard_normal_like(p)).mean()
+        return terms
+
+
+class VAEUrkle(VAE):
+    """The VAE whose code must not move: eq. 6 of Nguyen et al. 2022.
+
+    Args:
+        encoder, decoder, beta_vae: as for :class:`VAE`.
+        attack, threat: how and where the x' of largest KL divergence is searched.
+        beta_robust: weight of the regularizer, at least 0.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        attack: Attack,
+        threat: Threat,
+        beta_robust: float = 1.0,
+        beta_vae: float = 0.0,
+    ) -> None:
+        super().__init__(encoder, decoder, beta_vae)
+        self.attack, self.threat, self.beta_robust = attack, threat, nonnegative("beta_robust", beta_robust)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        p = self.encoder(x)
+        worst = urkle(self.encoder, x, p, self.attack, self.threat, ids=ids, seed=seed)
+        return self.negative_elbo(x, p, ids, seed) | {"urkle": self.beta_robust * worst.mean()}

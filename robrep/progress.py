@@ -1,0 +1,64 @@
+"""Progress that reads well in a terminal, in a notebook and in a log."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Literal
+
+
+def front_end() -> Literal["terminal", "notebook", "batch"]:
+    """Where output goes: a terminal, a notebook that somebody has open, or a log (papermill, nbmake, CI).
+
+    A notebook counts as open when Jupyter names its session (JPY_SESSION_NAME) or in Colab.
+    """
+    if "google.colab" in sys.modules or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ):
+        return "notebook"
+    return "terminal" if sys.stderr.isatty() else "batch"
+
+
+class Progress:
+    """A bar where somebody watches; in a log, one line on stderr every ten seconds and one at the end.
+
+    Args:
+        what: what is under way.
+        total: number of units.
+        unit: their name.
+        show: False for silence.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "step", show: bool = True) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done, self.began, self.spoke, self.bar, self.show = 0, time.monotonic(), time.monotonic(), None, show
+        if show and front_end() != "batch":
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, n: int = 1, text: str = "") -> None:
+        """``n`` more units are done; ``text`` is shown beside the count."""
+        self.done += n
+        if not self.show:
+            return
+        if self.bar is not None:
+            if text:
+                self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(n)
+            return
+        now = time.monotonic()
+        if self.done >= self.total or now - self.spoke > 10:
+            self.spoke = now
+            print(
+                f"{self.what}: {self.unit} {self.done}/{self.total}, {now - self.began:.0f} s{', ' if text else ''}{text}",
+                file=sys.stderr,
+                flush=True,
+            )

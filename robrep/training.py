@@ -1,0 +1,273 @@
+"""One loop for every method: precision, schedule, checkpoints and exact resume, one device or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robrep.checks import nonnegative, one_of, positive_int
+from robrep.data import as_float
+from robrep.files import atomic_write, code_hash, digest
+from robrep.progress import Progress
+from robrep.randomness import fold, permutation
+
+History = list[dict[str, float]]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+CHECKPOINT_VERSION = 1
+
+
+class Examples(Protocol):
+    """Anything with a length that gives a batch for an int64 index: a tensor, or images decoded from a folder."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> Tensor: ...
+
+
+def best_precision(device: torch.device) -> Precision:
+    """The fastest mixed precision that the device does natively: bf16, else fp16 (a T4), else float32."""
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.get_device_capability(device)[0] >= 8 else "16-mixed"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def learning_rate(step: int, steps: int, warmup: int, schedule: Literal["cosine", "constant"]) -> float:
+    """Factor on the peak learning rate at ``step`` of ``steps``: linear over ``warmup`` steps, then the schedule.
+
+    Cosine goes from 1 right after the warm-up to 0 at ``steps``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> Any:
+    """A Lightning Fabric for one device, or for all processes if ``torchrun`` started several."""
+    import logging
+    import warnings
+
+    from lightning.fabric import Fabric
+
+    one_of("precision", precision, ("auto", "32-true", "bf16-mixed", "16-mixed"))
+    world, local = (int(os.environ.get(k, 1)) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = best_precision(torch.device(accelerator))
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*srun.*", module="lightning.*")
+    distributed = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}
+    fabric = Fabric(accelerator=accelerator, devices=local if world > 1 else 1, precision=precision, **distributed)
+    fabric.launch()
+    return fabric
+
+
+def fit(
+    method: nn.Module,
+    x: Examples,
+    y: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float = 1e-3,
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    weight_decay: float = 0.0,
+    warmup_epochs: float = 0.0,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    precision: Precision = "32-true",
+    accelerator: str = "auto",
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    after_epoch: Callable[[int], dict[str, float]] | None = None,
+    progress: str | None = None,
+) -> History:
+    """Train ``method`` in place: minimise the sum of the loss terms that it returns.
+
+    Each epoch visits the examples in a random order that depends on (seed, epoch); the last batch is dropped unless
+    it is full, or the only one. ``method(x, y, ids, seed)`` gets float images in [0, 1], labels, the examples' indices
+    and the epoch's seed; after each step ``method.after_step(step, steps)`` is called if there is one. The global
+    random state is left as it was. The same call on the same machine gives the same weights, killed and resumed or not.
+
+    Args:
+        method: module whose forward gives a dict of named scalar loss terms; parameters that need no gradient are
+            left alone.
+        x: uint8 images (N, C, H, W), or float32 inputs of any shape (N, ...), or anything indexable like them.
+        y: int64, shape (N,).
+        epochs: passes over the data, at least 1.
+        batch_size: examples in a step, over all devices.
+        lr: peak learning rate.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        weight_decay: as the optimizer means it.
+        warmup_epochs: length of the linear warm-up.
+        schedule: "cosine" to zero, or "constant".
+        precision: "auto" takes the device's fastest mixed precision.
+        accelerator: "auto", "cpu", "cuda" or another name that Fabric knows.
+        seed: seed of the order of the data and of everything that the method draws.
+        checkpoint: file written after every epoch, and resumed from if it is there.
+        cache: folder of checkpoints named by a hash of settings, data, initial weights and robrep's own code. A run
+            that was finished is loaded, one that was cut short is resumed, anything else starts afresh.
+        after_epoch: called with the number of epochs done; what it returns is added to the history.
+        progress: a name for the run, shown with the epochs; None for silence.
+
+    Returns:
+        One dict for each epoch: the mean of every loss term, ``loss`` (their sum), ``lr`` and ``seconds``.
+
+    Raises:
+        ValueError: sizes or settings that do not fit, a checkpoint from other settings, cut short or corrupt.
+        FloatingPointError: the loss is not finite.
+        OSError: the checkpoint cannot be written; the previous one is then intact.
+    """
+    settings = {
+        "epochs": positive_int("epochs", epochs),
+        "batch_size": positive_int("batch_size", batch_size),
+        "lr": nonnegative("lr", lr),
+        "optimizer": one_of("optimizer", optimizer, ("adamw", "sgd")),
+        "weight_decay": nonnegative("weight_decay", weight_decay),
+        "warmup_epochs": nonnegative("warmup_epochs", warmup_epochs),
+        "schedule": one_of("schedule", schedule, ("cosine", "constant")),
+        "seed": seed,
+    }
+    n = len(x)
+    if n == 0 or len(y) != n:
+        raise ValueError(f"x has {n} examples and y has {len(y)} labels, expected as many labels, and at least one")
+    fabric = make_fabric(precision, accelerator)
+    batch_size = min(batch_size, n)
+    if batch_size % fabric.world_size:
+        raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {fabric.world_size} processes")
+    per_epoch = n // batch_size
+    steps, warmup = epochs * per_epoch, round(warmup_epochs * per_epoch)
+
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None or cache is not None:
+        settings |= {"precision": str(fabric._precision.precision), "world_size": fabric.world_size}
+        settings |= {"code": code_hash(), "method": describe(method), "data": _fingerprint(x), "labels": _fingerprint(y)}
+        if path is None:
+            path = Path(cache) / f"{digest(settings)[:24]}.pt"  # type: ignore[arg-type]
+
+    fabric.to_device(method)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("method has no parameter that requires a gradient, so there is nothing to train")
+    if optimizer == "adamw":
+        updater: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    else:
+        updater = torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    step_of, updater = fabric.setup(method, updater)
+    history: History = []
+    if path is not None and path.exists():
+        history = _resume(path, settings, method, updater, fabric)
+
+    x, y = (v.to(fabric.device) if isinstance(v, Tensor) else v for v in (x, y))
+    devices = [fabric.device.index] if fabric.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        Progress(progress or "", epochs, "epoch", show=progress is not None and fabric.is_global_zero) as bar,
+    ):
+        if history:
+            bar.update(len(history))
+        for epoch in range(len(history), epochs):
+            began, epoch_seed = time.perf_counter(), fold(seed, "epoch", epoch)
+            torch.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it, such as dropout
+            order = permutation(epoch_seed, n)[: per_epoch * batch_size]
+            sums: dict[str, Tensor] = {}
+            method.train()
+            for i, ids in enumerate(order.split(batch_size)):
+                step = epoch * per_epoch + i
+                rate = lr * learning_rate(step, steps, warmup, schedule)
+                for group in updater.param_groups:
+                    group["lr"] = rate
+                ids = ids[fabric.global_rank :: fabric.world_size].to(fabric.device)
+                inputs = x[ids]
+                inputs = as_float(inputs) if inputs.dtype == torch.uint8 else inputs
+                terms = step_of(inputs.to(fabric.device), y[ids], ids, epoch_seed)
+                loss = torch.stack(list(terms.values())).sum()
+                updater.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                updater.step()
+                if hasattr(method, "after_step"):
+                    method.after_step(step, steps)
+                for name, term in ({"loss": loss} | terms).items():
+                    sums[name] = sums.get(name, 0) + term.detach()
+            means = {name: fabric.all_reduce(total / per_epoch).item() for name, total in sums.items()}
+            if not math.isfinite(means["loss"]):
+                raise FloatingPointError(f"the loss is {means['loss']} in epoch {epoch + 1}; terms: {means}")
+            row = means | {"lr": rate, "seconds": time.perf_counter() - began}
+            if after_epoch is not None:
+                row |= after_epoch(epoch + 1)
+            history.append(row)
+            if path is not None and fabric.is_global_zero:
+                state = {
+                    "version": CHECKPOINT_VERSION,
+                    "settings": settings,
+                    "history": history,
+                    "method": method.state_dict(),
+                    "optimizer": updater.state_dict(),
+                    "precision": fabric._precision.state_dict(),
+                }
+                with atomic_write(path) as temporary:
+                    torch.save(state, temporary)
+            bar.update(1, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+    method.eval()
+    return history
+
+
+def describe(method: nn.Module) -> dict[str, Any]:
+    """What distinguishes a method: its class, plain attributes, modules, and a hash of its weights."""
+    plain = (bool, int, float, str, type(None))
+    attributes = {
+        k: repr(v)
+        for k, v in sorted(vars(method).items())
+        if not k.startswith("_") and k != "training" and (isinstance(v, plain) or dataclasses.is_dataclass(v))
+    }
+    weights = hashlib.sha256()
+    for name, value in method.state_dict().items():
+        weights.update(name.encode() + _fingerprint(value).encode())
+    return {
+        "class": type(method).__name__,
+        "attributes": attributes,
+        "modules": repr(method),
+        "weights": weights.hexdigest()[:16],
+    }
+
+
+def _fingerprint(value: Any) -> str:
+    """A hash of a tensor's type, shape and bytes; of anything else, its own ``fingerprint``."""
+    if not isinstance(value, Tensor):
+        return str(value.fingerprint)
+    content = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
+    content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()[:16]
+
+
+def _resume(path: Path, settings: dict[str, Any], method: nn.Module, updater: Any, fabric: Any) -> History:
+    """Load a checkpoint into method and optimizer after checking that it belongs to this run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, version = state["settings"], state["version"]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} is cut short or no checkpoint of robrep: {error}") from error
+    if version != CHECKPOINT_VERSION:
+        raise ValueError(f"checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}")
+    differ = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
+    if differ:
+        came = ", ".join(f"{k} = {found.get(k)!r:.80}, now {settings.get(k)!r:.80}" for k in differ)
+        raise ValueError(f"checkpoint {path} is from other settings ({came}); remove it or name another")
+    method.load_state_dict(state["method"])
+    updater.load_state_dict(state["optimizer"])
+    fabric._precision.load_state_dict(state["precision"])
+    return state["history"]
