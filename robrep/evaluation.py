@@ -51,7 +51,8 @@ class Rate:
 
     def __post_init__(self) -> None:
         if self.correct.dtype != torch.bool or self.correct.ndim != 1 or not len(self.correct):
-            raise ValueError(f"correct is {self.correct.dtype} of shape {tuple(self.correct.shape)}, expected bool (N,)")
+            came = f"{self.correct.dtype} of shape {tuple(self.correct.shape)}"
+            raise ValueError(f"correct is {came}, expected bool of shape (N,), N at least 1")
 
     @property
     def n(self) -> int:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode
+from robrep.attacks import Threat, attack_mode, random_objective
 from robrep.checks import check_labels, positive_int
 from robrep.data import as_float
 from robrep.gaussians import Gaussian
 from robrep.losses import cross_entropy
 from robrep.randomness import fold, noise
-from robrep.regularizers import Attack, adversarial_cross_entropy
+from robrep.regularizers import Attack
 from robrep.training import Examples, History, Precision, fit
 
 Code = Gaussian | Tensor
@@ -120,12 +121,13 @@ class _AdversarialHead(nn.Module):
         return self
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
-        def model(x_: Tensor) -> Tensor:
-            return self.classifier(x_, ids=ids, seed=fold(seed, "z"))
+        @random_objective
+        def objective(x_: Tensor, y_: Tensor, *, ids: Tensor, seed: int) -> Tensor:
+            return cross_entropy(self.classifier(x_, ids=ids, seed=seed), y_)
 
         with attack_mode(self.classifier):
-            worst = adversarial_cross_entropy(model, x, y, self.attack, self.threat, ids=ids, seed=seed)
-        return {"cross_entropy": worst.mean()}
+            x_adv = self.attack(objective, x, self.threat, y, ids=ids, seed=seed)
+        return {"cross_entropy": objective(x_adv, y, ids=ids, seed=fold(seed, "z")).mean()}
 
 
 @contextmanager
@@ -179,12 +181,11 @@ def train_head(
     if (attack is None) != (threat is None):
         missing = "threat" if threat is None else "attack"
         raise ValueError(f"{missing} is None, expected attack and threat together, or neither for a clean head")
-    settings = dict(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed, cache=cache, progress=progress
-    )
+    settings: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
+    settings |= dict(precision=precision, cache=cache, progress=progress)
     if attack is not None and threat is not None:
         with frozen(encoder):
-            return fit(_AdversarialHead(encoder, head, attack, threat), x, y, precision=precision, **settings)
+            return fit(_AdversarialHead(encoder, head, attack, threat), x, y, **settings)
     codes = encode(encoder, x)
     inputs = torch.stack(codes, dim=1) if isinstance(codes, Gaussian) else codes
-    return fit(_HeadOnCodes(head), inputs, y, precision=precision, **settings)
+    return fit(_HeadOnCodes(head), inputs, y, **settings)

@@ -20,7 +20,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl_categorical(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL[softmax(p_logits) || softmax(q_logits)]; shapes (N, C), result (N,). TRADES's regularizer (Zhang et al. 2019)."""
+    """KL[softmax(p_logits) || softmax(q_logits)]; shapes (N, C), result (N,). As in TRADES (Zhang et al. 2019)."""
     log_p, log_q = p_logits.float().log_softmax(1), q_logits.float().log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 

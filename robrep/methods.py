@@ -84,7 +84,9 @@ class AETRADES(nn.Module):
         beta: weight of the regularizer, at least 0.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, attack: Attack, threat: Threat, beta: float = 1.0) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, attack: Attack, threat: Threat, beta: float = 1.0
+    ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.attack, self.threat, self.beta = attack, threat, nonnegative("beta", beta)

@@ -57,8 +57,5 @@ class Progress:
         now = time.monotonic()
         if self.done >= self.total or now - self.spoke > 10:
             self.spoke = now
-            print(
-                f"{self.what}: {self.unit} {self.done}/{self.total}, {now - self.began:.0f} s{', ' if text else ''}{text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.what}: {self.unit} {self.done}/{self.total}, {now - self.began:.0f} s"
+            print(f"{line}, {text}" if text else line, file=sys.stderr, flush=True)

@@ -60,7 +60,14 @@ def worst_case(
 
 
 def urkle(
-    encoder: Callable[[Tensor], Gaussian], x: Tensor, p: Gaussian, attack: Attack, threat: Threat, *, ids: Tensor, seed: int
+    encoder: Callable[[Tensor], Gaussian],
+    x: Tensor,
+    p: Gaussian,
+    attack: Attack,
+    threat: Threat,
+    *,
+    ids: Tensor,
+    seed: int,
 ) -> Tensor:
     """max over x' of KL[p(z|x) || p(z|x')]: Unsupervised Robustness with KL divergencE, in nats, shape (N,).
 
@@ -71,7 +78,14 @@ def urkle(
 
 
 def trades(
-    classifier: Callable[[Tensor], Tensor], x: Tensor, logits: Tensor, attack: Attack, threat: Threat, *, ids: Tensor, seed: int
+    classifier: Callable[[Tensor], Tensor],
+    x: Tensor,
+    logits: Tensor,
+    attack: Attack,
+    threat: Threat,
+    *,
+    ids: Tensor,
+    seed: int,
 ) -> Tensor:
     """max over x' of KL[softmax f(x) || softmax f(x')], in nats, shape (N,) (TRADES, Zhang et al. 2019).
 
@@ -81,7 +95,14 @@ def trades(
 
 
 def reconstruction_shift(
-    autoencoder: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, attack: Attack, threat: Threat, *, ids: Tensor, seed: int
+    autoencoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    output: Tensor,
+    attack: Attack,
+    threat: Threat,
+    *,
+    ids: Tensor,
+    seed: int,
 ) -> Tensor:
     """max over x' of ||h(f(x)) - h(f(x'))||^2, summed over pixels, shape (N,): TRADES for an auto-encoder.
 
@@ -92,7 +113,14 @@ def reconstruction_shift(
 
 
 def adversarial_cross_entropy(
-    classifier: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, attack: Attack, threat: Threat, *, ids: Tensor, seed: int
+    classifier: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    threat: Threat,
+    *,
+    ids: Tensor,
+    seed: int,
 ) -> Tensor:
     """max over x' of -log softmax f(x')[y], in nats, shape (N,): adversarial training (Madry et al. 2018).
 

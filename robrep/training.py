@@ -153,9 +153,11 @@ def fit(
     steps, warmup = epochs * per_epoch, round(warmup_epochs * per_epoch)
 
     path = Path(checkpoint) if checkpoint is not None else None
+    after_step: Callable[[int, int], None] | None = getattr(method, "after_step", None)
     if path is not None or cache is not None:
         settings |= {"precision": str(fabric._precision.precision), "world_size": fabric.world_size}
-        settings |= {"code": code_hash(), "method": describe(method), "data": _fingerprint(x), "labels": _fingerprint(y)}
+        settings |= {"data": _fingerprint(x), "labels": _fingerprint(y)}
+        settings |= {"code": code_hash(), "method": describe(method)}
         if path is None:
             path = Path(cache) / f"{digest(settings)[:24]}.pt"  # type: ignore[arg-type]
 
@@ -172,7 +174,8 @@ def fit(
     if path is not None and path.exists():
         history = _resume(path, settings, method, updater, fabric)
 
-    x, y = (v.to(fabric.device) if isinstance(v, Tensor) else v for v in (x, y))
+    x = x.to(fabric.device) if isinstance(x, Tensor) else x
+    y = y.to(fabric.device)
     devices = [fabric.device.index] if fabric.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
@@ -199,8 +202,8 @@ def fit(
                 updater.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 updater.step()
-                if hasattr(method, "after_step"):
-                    method.after_step(step, steps)
+                if after_step is not None:
+                    after_step(step, steps)
                 for name, term in ({"loss": loss} | terms).items():
                     sums[name] = sums.get(name, 0) + term.detach()
             means = {name: fabric.all_reduce(total / per_epoch).item() for name, total in sums.items()}
@@ -250,7 +253,7 @@ def _fingerprint(value: Any) -> str:
     if not isinstance(value, Tensor):
         return str(value.fingerprint)
     content = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
-    content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()[:16]
 
 

@@ -27,9 +27,14 @@ MATHJAX_LEFT_OUT = ("all-packages.js", "mhchem.js", "physics.js")
 # Copied by the theme and its extensions, used by no page: maps for debuggers, the fonts' second format, MathJax's
 # loader for another host, scripts for live kernels that are switched off.
 UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "sphinx-thebe.*", "webpack-macros.html", ".buildinfo*", "objects.inv")
-UNUSED_SCRIPT = re.compile(r"""<script[^>]*\bsrc="[^"]*sphinx-thebe[^"]*"[^>]*></script>\s*""")
-UNUSED_STYLE = re.compile(r"""<link[^>]*\bhref="[^"]*sphinx-thebe[^"]*"[^>]*/?>\s*""")
-THEBE_SETTINGS = re.compile(r"""<script>\s*const thebe_[^<]*</script>\s*""")
+# sphinx-thebe's settings come twice on every page, which is a script error, and its other parts serve live kernels
+UNUSED_HTML = (
+    re.compile(r"""<script[^>]*\bsrc="[^"]*sphinx-thebe[^"]*"[^>]*></script>\s*"""),
+    re.compile(r"""<link[^>]*\bhref="[^"]*sphinx-thebe[^"]*"[^>]*/?>\s*"""),
+    re.compile(r"""<script>const THEBE_JS_URL.*?</script>\s*""", re.DOTALL),
+    re.compile(r"""<script type="text/x-thebe-config">.*?</script>\s*""", re.DOTALL),
+    re.compile(r"""<script>kernelName = .*?</script>\s*""", re.DOTALL),
+)
 
 
 class SiteError(Exception):
@@ -128,7 +133,7 @@ def finish(html: Path, root: Path) -> None:
             path.unlink()
     for path in html.rglob("*.html"):
         text = path.read_text()
-        for unused in (UNUSED_SCRIPT, UNUSED_STYLE, THEBE_SETTINGS):
+        for unused in UNUSED_HTML:
             text = unused.sub("", text)
         path.write_text(text)
     for path in (html / "_sources").rglob("*.ipynb"):
