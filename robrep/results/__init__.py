@@ -1,0 +1,74 @@
+"""Recorded runs, published numbers, and the table that holds one against the other.
+
+A number on a page is either a published one (``book/published/<paper>.json``) or a recorded one
+(``book/results/<chapter>/<run>.json``, with the weights beside it as ``.safetensors``). Both kinds are checked against
+a schema when written and when read, and prose takes its numbers from them through :func:`say`, so it cannot go stale.
+
+Recorded runs are looked for in two places: the *live* folder (``$ROBREP_RESULTS``, what this machine has run) and the
+*recorded* one (``book/results`` of the checkout, or the copy shipped inside an installed robrep). Where both hold a
+run of the same name, the live one wins.
+"""
+
+from __future__ import annotations
+
+from robrep.results.origin import commit, hardware, live_folder, recorded_folder, versions
+from robrep.results.published import (
+    COMPARABLE,
+    Count,
+    Ours,
+    PublishedValue,
+    count,
+    ours,
+    paper_against_ours,
+    papers,
+    published,
+    published_title,
+    status,
+)
+from robrep.results.records import (
+    MAX_WEIGHTS,
+    Run,
+    data_facts,
+    load_run,
+    load_weights,
+    record,
+    round_weights,
+    run_name,
+    runs,
+)
+from robrep.results.schema import SCALES, SCHEMA
+from robrep.results.showing import Metric, Prose, Table, say
+
+__all__ = [
+    "COMPARABLE",
+    "MAX_WEIGHTS",
+    "SCALES",
+    "SCHEMA",
+    "Count",
+    "Metric",
+    "Ours",
+    "Prose",
+    "PublishedValue",
+    "Run",
+    "Table",
+    "commit",
+    "count",
+    "data_facts",
+    "hardware",
+    "live_folder",
+    "load_run",
+    "load_weights",
+    "ours",
+    "paper_against_ours",
+    "papers",
+    "published",
+    "published_title",
+    "record",
+    "recorded_folder",
+    "round_weights",
+    "run_name",
+    "runs",
+    "say",
+    "status",
+    "versions",
+]

@@ -1,0 +1,216 @@
+"""Published numbers, and the table that holds them against recorded ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robrep.checks import one_of
+from robrep.results.origin import recorded_folder
+from robrep.results.records import Run, runs
+from robrep.results.schema import MATCH, PAPER, THREAT, VALUE, check_fields, check_schema_number, read_json
+from robrep.results.showing import Metric, Table
+
+#: Scales whose data and task are the paper's own, best first: only these ever stand beside a published number.
+COMPARABLE = ("full", "lite")
+
+
+@dataclass(frozen=True)
+class PublishedValue:
+    """One number of a paper. See ``book/published/README.md`` for every field; ``unit`` is "%" for all rates."""
+
+    paper: str
+    table: str
+    row: str
+    column: str
+    value: float
+    decimals: int
+    spread: float | None
+    unit: str
+    dataset: str
+    threat: dict[str, Any] | None
+    labels: int | str
+    head: str
+    note: str
+    match: dict[str, str] | None = None
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" ± {self.spread:.{self.decimals}f}"
+        return f"{self.value:.{self.decimals}f}{spread}"
+
+
+def papers() -> list[str]:
+    """Keys of the papers with published numbers, in alphabetical order."""
+    folder = recorded_folder("published")
+    return [] if folder is None else sorted(p.stem for p in folder.glob("[!.]*.json"))
+
+
+def published(paper: str, *, table: str | None = None) -> list[PublishedValue]:
+    """The published numbers of a paper, in the order of its tables.
+
+    Args:
+        paper: its key in ``book/references.bib``, for example "nguyen2022".
+        table: only this table, for example "1".
+
+    Raises:
+        ValueError: the paper or table is unknown, or the file breaks the schema (file and field are named).
+    """
+    facts = _paper(paper)
+    if table is not None:
+        one_of("table", table, dict.fromkeys(v["table"] for v in facts["values"]))
+    return [PublishedValue(paper, **v) for v in facts["values"] if table in (None, v["table"])]
+
+
+def published_title(paper: str) -> str:
+    """The title of a paper with published numbers."""
+    return str(_paper(paper)["title"])
+
+
+def _paper(paper: str) -> dict[str, Any]:
+    """The checked content of a paper's file."""
+    one_of("paper", paper, papers())
+    path = (recorded_folder("published") or Path()) / f"{paper}.json"
+    facts = read_json(path)
+    where = str(path)
+    check_schema_number(facts, where)
+    check_fields(facts, PAPER, where, "")
+    if facts["paper"] != paper:
+        raise ValueError(f"{where}: paper is {facts['paper']!r}, expected the name of the file, {paper!r}")
+    seen = set()
+    for i, value in enumerate(facts["values"]):
+        check_fields(value, VALUE, where, f"values[{i}]")
+        if value["threat"] is not None:
+            check_fields(value["threat"], THREAT, where, f"values[{i}].threat")
+        if "match" in value:
+            check_fields(value["match"], MATCH, where, f"values[{i}].match")
+        cell = (value["table"], value["row"], value["column"])
+        if cell in seen:
+            raise ValueError(f"{where}: values[{i}] repeats table {cell[0]}, row {cell[1]}, column {cell[2]}")
+        seen.add(cell)
+    return facts
+
+
+class Ours(NamedTuple):
+    """Our side of one published number: the main runs at the best comparable scale (``full`` before ``lite``)."""
+
+    metric: Metric
+    runs: list[Run]
+
+
+def ours(value: PublishedValue, *, folder: str | os.PathLike[str] | None = None) -> Ours | None:
+    """The recorded number that answers a published one, in percent; None if nobody has re-run it.
+
+    Runs at ``demo`` or ``smoke`` never answer a published number. With one seed the interval spans the test images;
+    with several the value is their mean and the interval runs from the lowest to the highest seed.
+    """
+    if value.match is None:
+        return None
+    match = value.match
+    for scale in COMPARABLE:
+        found = runs(
+            match["chapter"],
+            scale=scale,
+            dataset=value.dataset,
+            row=match["row"],
+            variant=match.get("variant", ""),
+            folder=folder,
+        )
+        found = [r for r in found if match["metric"] in r.metrics]
+        if found:
+            metrics = [r[match["metric"]] for r in found]
+            metrics = [m.percent for m in metrics] if value.unit == "%" else metrics
+            return Ours(metrics[0] if len(found) == 1 else _over_seeds(metrics), found)
+    return None
+
+
+def _over_seeds(metrics: Sequence[Metric]) -> Metric:
+    values = [m.value for m in metrics]
+    first = metrics[0]
+    mean = sum(values) / len(values)
+    return Metric(mean, min(values), max(values), len(values), first.split, first.unit, "training seeds", first.attack)
+
+
+class Count(NamedTuple):
+    """How many published numbers there are, and how many were re-run at each comparable scale."""
+
+    published: int
+    full: int
+    lite: int
+
+    @property
+    def rerun(self) -> int:
+        """Numbers re-run at either scale."""
+        return self.full + self.lite
+
+
+def count(values: Iterable[PublishedValue], *, folder: str | os.PathLike[str] | None = None) -> Count:
+    """Count published numbers and those among them that a recorded run answers."""
+    answers = [ours(v, folder=folder) for v in values]
+    scales = [a.runs[0].scale for a in answers if a]
+    return Count(len(answers), scales.count("full"), scales.count("lite"))
+
+
+def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os.PathLike[str] | None = None) -> Table:
+    """Every published number of a paper beside the recorded one, made from the data files alone.
+
+    Args:
+        paper: the paper's key.
+        table: only this table of it; all of them if not given.
+        folder: read recorded runs from this folder alone.
+
+    Returns:
+        One row a number: the paper's value with its spread, ours with its interval, the gap (ours minus the paper's,
+        in percentage points), the status, the attack, and how ours was recorded (seeds, minutes, hardware, commit).
+
+    Raises:
+        ValueError: the paper or table is unknown, or a file breaks its schema.
+    """
+    values = published(paper, table=table)
+    columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status", "Attack used", "Recorded with"]
+    several = len({v.table for v in values}) > 1
+    rows = []
+    for v in values:
+        answer = ours(v, folder=folder)
+        cells = [v.row, v.column, str(v), *(["–", "–", "not run", "–", "–"] if answer is None else _answer(v, answer))]
+        rows.append([v.table, *cells] if several else cells)
+    which = f"{'Tables' if several else 'Table'} {', '.join(dict.fromkeys(v.table for v in values))}"
+    return Table(
+        rows,
+        ["Table", *columns] if several else columns,
+        caption=f"{which} of {published_title(paper)}: published and recorded",
+        numbers=("Paper (%)", "Ours (%)", "Gap"),
+    )
+
+
+def _answer(value: PublishedValue, answer: Ours) -> list[str]:
+    """The cells of our side: value with interval, gap, status, attack, and how it was recorded."""
+    metric, first, seeds = answer.metric, answer.runs[0], len(answer.runs)
+    interval = "" if metric.low is None or metric.high is None else f" [{metric.low:.1f}, {metric.high:.1f}]"
+    gap = round(metric.value - value.value, 1) or 0.0  # no minus before a zero
+    minutes = sum(r.minutes for r in answer.runs) / seeds
+    short = "commit unknown" if first.commit is None else f"commit {first.commit[:7]}"
+    changed = ", changed since" if (first.commit or "").endswith("+dirty") else ""
+    recorded = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {minutes:.{0 if minutes >= 10 else 1}f} min each on {first.device}"
+    )
+    return [
+        f"{metric.value:.1f}{interval}",
+        f"{gap:+.1f}".replace("-", "−") if gap else "0.0",
+        status(answer),
+        metric.attack or ("none" if value.threat is None else "not said"),
+        f"{recorded}, {short}{changed}",
+    ]
+
+
+def status(answer: Ours | None) -> str:
+    """ "not run", "re-run at full", or "re-run at lite (shortened schedule)", with what differs in the data."""
+    if answer is None:
+        return "not run"
+    first = answer.runs[0]
+    remarks = (["shortened schedule"] if first.scale == "lite" else []) + (
+        [first.data["note"]] if first.data["note"] else []
+    )
+    return f"re-run at {first.scale}" + (f" ({'; '.join(remarks)})" if remarks else "")

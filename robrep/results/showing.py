@@ -1,0 +1,196 @@
+"""Numbers, tables and prose as a page, a notebook and a terminal show them."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from robrep.checks import one_of
+from robrep.results.schema import METRIC, check_fields
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One recorded number with its interval.
+
+    Formats like a float (``f"{metric:.1%}"``, ``f"{metric.low:.1%}"``), so it can stand in :func:`say` as it is.
+
+    Attributes:
+        value: the number.
+        low: lower end of its 95 % interval, None where there is none.
+        high: upper end of its 95 % interval.
+        n: how many examples (or runs) it was counted on.
+        split: the part of the data, for example "test".
+        unit: "fraction" (of 1), "%", "nats", "s", ...; "" for a bare number.
+        over: what the interval spans, for example "test images" or "training seeds".
+        attack: the attack in words, for example "PGD-40, 1 restart, Linf 0.1"; "" for clean data.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    split: str | None = None
+    unit: str = ""
+    over: str | None = None
+    attack: str = ""
+
+    @classmethod
+    def of(cls, number: Any, name: str = "metric") -> Metric:
+        """A metric from a float, a mapping with these fields, or anything with ``to_dict()`` (a ``Rate``).
+
+        A mapping with ``correct`` (right answers out of ``n``) and no unit is a fraction.
+
+        Raises:
+            TypeError: ``number`` is none of these.
+            ValueError: a field is unknown, missing or not finite; ``name`` stands in the message.
+        """
+        if isinstance(number, Metric):
+            return number
+        if hasattr(number, "to_dict"):
+            number = number.to_dict()
+        if isinstance(number, int | float) or (hasattr(number, "item") and not isinstance(number, Mapping)):
+            number = {"value": number.item() if hasattr(number, "item") else number}
+        if not isinstance(number, Mapping):
+            raise TypeError(f"{name} is {number!r}, expected a number, a mapping with 'value', or a Rate")
+        facts = {k: v for k, v in number.items() if v is not None}
+        if "correct" in facts:
+            facts.pop("correct")
+            facts.setdefault("unit", "fraction")
+        metric = {k: facts[k] for k in facts if k in METRIC}
+        if unknown := sorted(set(facts) - set(metric)):
+            raise ValueError(f"{name} has the unknown field {unknown[0]!r}, expected some of {', '.join(METRIC)}")
+        check_fields(metric, METRIC, name, "")
+        if (metric.get("low") is None) != (metric.get("high") is None):
+            raise ValueError(f"{name} has only one end of its interval, expected both 'low' and 'high' or neither")
+        return cls(**metric)
+
+    @property
+    def percent(self) -> Metric:
+        """The same number in percent.
+
+        Raises:
+            ValueError: the unit is neither "fraction" nor "%".
+        """
+        if self.unit == "%":
+            return self
+        if self.unit != "fraction":
+            raise ValueError(f"unit is {self.unit!r}, expected 'fraction' or '%' to give percent")
+        low, high = (None if v is None else 100 * v for v in (self.low, self.high))
+        return replace(self, value=100 * self.value, low=low, high=high, unit="%")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set, for JSON."""
+        return {k: v for k, v in asdict(self).items() if v not in (None, "")}
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
+
+    def __str__(self) -> str:
+        scaled = self.percent if self.unit == "fraction" else self
+        unit = f" {scaled.unit}" if scaled.unit else ""
+        text = f"{scaled.value:.4g}" if unit != " %" else f"{scaled.value:.1f}"
+        if scaled.low is None or scaled.high is None:
+            return text + unit
+        ends = (f"{v:.1f}" if unit == " %" else f"{v:.4g}" for v in (scaled.low, scaled.high))
+        return f"{text}{unit} [{', '.join(ends)}]"
+
+
+class Table:
+    """A small table that a notebook, a page and a terminal can all show.
+
+    Args:
+        rows: one sequence of cells a row; numbers are shown as they are, format them first.
+        columns: names of the columns.
+        caption: what the table shows; read out first by a screen reader.
+        numbers: names of the columns to align to the right.
+
+    Raises:
+        ValueError: a row has another length than ``columns``, or ``numbers`` names no column.
+    """
+
+    def __init__(
+        self, rows: Iterable[Sequence[Any]], columns: Sequence[str], *, caption: str = "", numbers: Sequence[str] = ()
+    ) -> None:
+        self.columns = [str(c) for c in columns]
+        self.rows = [[str(cell) for cell in row] for row in rows]
+        self.caption = caption
+        self.numbers = frozenset(one_of("numbers", n, self.columns) for n in numbers)
+        for i, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"rows[{i}] has {len(row)} cells, expected {len(self.columns)}")
+
+    def _repr_html_(self) -> str:
+        # no colours of its own (the page's theme has them), and a frame that scrolls on a narrow screen
+        side = [f' style="text-align:{"right" if c in self.numbers else "left"}"' for c in self.columns]
+        label = html.escape(self.caption or "Table", quote=True)
+        head = "".join(f'<th scope="col"{s}>{html.escape(c)}</th>' for c, s in zip(self.columns, side, strict=True))
+        body = "".join(
+            "<tr>" + "".join(f"<td{s}>{html.escape(c)}</td>" for c, s in zip(row, side, strict=True)) + "</tr>\n"
+            for row in self.rows
+        )
+        caption = f'<caption style="caption-side:top;text-align:left">{html.escape(self.caption)}</caption>'
+        return (
+            f'<div role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto">\n'
+            f'<table class="table robrep-table">{caption if self.caption else ""}\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        )
+
+    def _repr_markdown_(self) -> str:
+        def line(cells: Iterable[str]) -> str:
+            return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+        rule = line("---:" if c in self.numbers else "---" for c in self.columns)
+        return "\n".join(
+            [*([self.caption + ":", ""] if self.caption else []), line(self.columns), rule, *map(line, self.rows)]
+        )
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in [self.columns, *self.rows]
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Prose(str):
+    """Text that a notebook shows as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def say(template: str, *numbers: Any, **named: Any) -> Prose:
+    """Prose with its numbers filled in from records, shown as Markdown at the end of a cell.
+
+    ``say("It keeps {r:.1%} ({r.low:.1%} to {r.high:.1%}).", r=run["robust"])``
+
+    Args:
+        template: text with the fields of :meth:`str.format`; ``.1%`` turns a fraction into percent.
+        *numbers: metrics, rates, floats, counts or texts for the fields ``{}``.
+        **named: the same for named fields.
+
+    Raises:
+        ValueError: a number is not finite, or the template leaves a given number out.
+        KeyError: the template asks for a name that is not given.
+    """
+
+    def checked(name: str, value: Any) -> Any:
+        if isinstance(value, str | int | Metric):
+            return value
+        return Metric.of(value, name)  # formats like its value, and refuses what is not finite
+
+    positional = [checked(f"numbers[{i}]", v) for i, v in enumerate(numbers)]
+    keyed = {name: checked(name, v) for name, v in named.items()}
+    for name in keyed:
+        if not re.search(r"\{" + re.escape(name) + r"[.:!}\[]", template):
+            raise ValueError(f"the template has no field {{{name}}}, expected one for every number given")
+    return Prose(template.format(*positional, **keyed))
