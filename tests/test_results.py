@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from robrep import results
+from robrep.evaluation import Rate
 from robrep.results import origin, records
 
 DATA = {"name": "mnist", "split": "test", "n_train": 60000, "n_test": 10000, "note": "", "fingerprint": "abc"}
@@ -32,7 +33,7 @@ def write(folder, *, row="vae_urkle", scale="lite", seed=0, variant="", **change
         "settings": {"scale": scale, "row": row, "beta": 2.0, "radii": (0.0, 0.1)},
         "seed": seed,
         "metrics": {
-            "clean": {"value": 0.991, "low": 0.989, "high": 0.993, "n": 10000, "correct": 9910},
+            "clean": {"value": 0.991, "low": 0.989, "high": 0.993, "n": 10000, "unit": "fraction"},
             "robust": {"value": 0.97, "low": 0.966, "high": 0.973, "unit": "fraction", "attack": "PGD-40, Linf 0.1"},
             "kl": 1.25,
         },
@@ -507,11 +508,8 @@ def test_prose_takes_its_numbers_from_records(tmp_path):
     assert text._repr_markdown_() == text
     assert results.say("{:.2f} and {}", 0.125, "text") == "0.12 and text"
 
-    class Rate:
-        def to_dict(self):
-            return {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "correct": 5}
-
-    assert results.say("{r:.0%} of {r.n}, at least {r.low:.0%}", r=Rate()) == "50% of 10, at least 40%"
+    half = Rate(torch.arange(10) < 5)
+    assert results.say("{r:.0%} of {r.n}, at least {r.low:.0%}", r=half) == "50% of 10, at least 24%"
     with pytest.raises(ValueError, match="value is nan"):
         results.say("{:.1f}", math.nan)
     with pytest.raises(ValueError, match="no field {s}"):
@@ -524,6 +522,8 @@ def test_metrics_read_well():
     assert str(results.Metric(0.98, 0.977, 0.983, unit="fraction")) == "98.0 % [97.7, 98.3]"
     assert str(results.Metric(1.23456, unit="nats")) == "1.235 nats" and str(results.Metric(3.0)) == "3"
     assert results.Metric.of(torch.tensor(0.5)).value == 0.5
+    rate = results.Metric.of(Rate(torch.arange(10) < 9), attack="PGD-40")
+    assert (rate.value, rate.n, rate.unit, rate.over, rate.attack) == (0.9, 10, "fraction", "images", "PGD-40")
     assert results.Metric(0.5, unit="fraction").percent.percent.value == 50
     with pytest.raises(ValueError, match="unit is 'nats'"):
         _ = results.Metric(1.0, unit="nats").percent

@@ -39,27 +39,27 @@ class Metric:
     attack: str = ""
 
     @classmethod
-    def of(cls, number: Any, name: str = "metric") -> Metric:
-        """A metric from a float, a mapping with these fields, or anything with ``to_dict()`` (a ``Rate``).
+    def of(cls, number: Any, name: str = "metric", **more: Any) -> Metric:
+        """A metric from a float, a mapping with these fields, or a :class:`~robrep.evaluation.Rate`.
 
-        A mapping with ``correct`` (right answers out of ``n``) and no unit is a fraction.
+        Args:
+            number: what to record; a ``Rate`` is a fraction whose interval spans images.
+            name: what a message calls it.
+            **more: further fields, for example ``attack="PGD-40, Linf 0.1"``.
 
         Raises:
             TypeError: ``number`` is none of these.
             ValueError: a field is unknown, missing or not finite; ``name`` stands in the message.
         """
         if isinstance(number, Metric):
-            return number
+            return replace(number, **more)
         if hasattr(number, "to_dict"):
-            number = number.to_dict()
+            number = {"unit": "fraction", "over": "images"} | number.to_dict()
         if isinstance(number, int | float) or (hasattr(number, "item") and not isinstance(number, Mapping)):
             number = {"value": number.item() if hasattr(number, "item") else number}
         if not isinstance(number, Mapping):
             raise TypeError(f"{name} is {number!r}, expected a number, a mapping with 'value', or a Rate")
-        facts = {k: v for k, v in number.items() if v is not None}
-        if "correct" in facts:
-            facts.pop("correct")
-            facts.setdefault("unit", "fraction")
+        facts = {k: v for k, v in {**number, **more}.items() if v is not None}
         metric = {k: facts[k] for k in facts if k in METRIC}
         if unknown := sorted(set(facts) - set(metric)):
             raise ValueError(f"{name} has the unknown field {unknown[0]!r}, expected some of {', '.join(METRIC)}")
