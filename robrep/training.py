@@ -70,8 +70,9 @@ def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> 
         precision = best_precision(torch.device(accelerator))
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*srun.*", module="lightning.*")
-    distributed = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}
-    fabric = Fabric(accelerator=accelerator, devices=local if world > 1 else 1, precision=precision, **distributed)
+    distributed: dict[str, Any] = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}
+    distributed |= {"accelerator": accelerator, "devices": local if world > 1 else 1, "precision": precision}
+    fabric = Fabric(**distributed)
     fabric.launch()
     return fabric
 
