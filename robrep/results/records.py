@@ -326,7 +326,7 @@ def load_weights(run: Run, **modules: nn.Module) -> dict[str, dict[str, Tensor]]
     if hashlib.sha256(payload).hexdigest() != run.weights_sha256:
         raise ValueError(f"{path} is not the file that {run.run} recorded (its hash differs); record the run again")
     saved: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load(payload).items():
+    for key, tensor in sorted(load(payload).items()):  # safetensors gives them in any order
         owner, tensor_name = key.split(".", 1)
         saved.setdefault(owner, {})[tensor_name] = tensor.float() if tensor.is_floating_point() else tensor
     for name, module in modules.items():
