@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from robrep.files import code_hash, digest
-from robrep.site.run import file_hash, last_run
+from robrep.site.run import file_hash, last_run, strip_ansi
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme", "plotly")
 ROOT_FILES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "README.md", "CITATION.cff", "LICENSE", "LICENSE-TEXT")
@@ -82,12 +82,13 @@ def site_key(root: Path, build: Path) -> str:
     files = book_files(root) + [root / name for name in ROOT_FILES if (root / name).is_file()]
     files += sorted(Path(__file__).parent.glob("*.py"))
     content = [[os.path.relpath(path, root), file_hash(path)] for path in files]
-    runs = {name: file_hash(build / "runs" / path.name) for name, path in notebooks(root).items() if last_run(name, build)}
+    done = [path.name for name, path in notebooks(root).items() if last_run(name, build)]
+    runs = {name: file_hash(build / "runs" / name) for name in done}
     return digest([content, runs, code_hash(), {package: version(package) for package in PACKAGES}])
 
 
 def assemble(root: Path, build: Path, source: Path) -> None:
-    """Fill ``source`` with what Sphinx reads: the pages, executed chapters in place of the notebooks, the scripts served."""
+    """Fill ``source`` with what Sphinx reads: pages, executed chapters in place of notebooks, the scripts served."""
     for name in ROOT_FILES:
         if (root / name).is_file():
             shutil.copy2(root / name, source / name)
@@ -109,7 +110,7 @@ def assemble(root: Path, build: Path, source: Path) -> None:
             shutil.copy2(Path(str(file.locate())), target)
 
 
-def sphinx(source: Path, output: Path, root: Path) -> None:
+def sphinx(source: Path, output: Path) -> None:
     """Run Jupyter Book with warnings as errors.
 
     Raises:
@@ -120,7 +121,7 @@ def sphinx(source: Path, output: Path, root: Path) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+        text = strip_ansi(done.stdout + done.stderr)
         text = text.replace(f"{source.resolve()}/", "").replace(f"{source}/", "")
         lines = [line for line in text.splitlines() if re.search("WARNING|ERROR|CRITICAL|Error:", line)]
         raise SiteError("the site has warnings, which count as errors:\n" + "\n".join(lines or text.splitlines()[-30:]))
@@ -172,7 +173,7 @@ def build_site(root: Path, build: Path) -> bool:
         source, output = Path(folder) / "source", Path(folder) / "output"
         source.mkdir()
         assemble(root, build, source)
-        sphinx(source, output, root)
+        sphinx(source, output)
         made = output / "_build" / "html"
         finish(made, root)
         note.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ def alternative(figure: Mapping[str, Any]) -> str:
 
 
 def figure_html(figure: Mapping[str, Any]) -> str:
-    """The HTML of one figure: a labelled box of the figure's height, the alternative as text, the JSON for the script."""
+    """One figure's HTML: a labelled box of its height, the alternative as text, the JSON for the script."""
     layout = figure.get("layout", {})
     parts = {"data": figure.get("data", []), "layout": layout, "frames": figure.get("frames", [])}
     label = alternative(figure)

@@ -10,6 +10,7 @@ import ast
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -117,7 +118,7 @@ def check_parameters(given: Mapping[str, str], known: Mapping[str, Any], chapter
 
 
 def run_key(nb: Any, values: Mapping[str, Any], inputs: Path) -> str:
-    """Hash of all that a chapter's outputs are made from: its cells, the parameters, robrep, key packages, recorded data.
+    """Hash of all that a chapter's outputs are made from: cells, parameters, robrep, key packages, recorded data.
 
     Args:
         nb: the notebook.
@@ -187,10 +188,13 @@ def clean(nb: Any) -> Any:
     return nb
 
 
+def strip_ansi(text: str) -> str:
+    """``text`` without the colour codes that IPython puts into tracebacks."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def failure(error: Any, nb: Any, name: str) -> str:
     """What to show when a cell failed: its number, its first lines, the end of its traceback."""
-    from nbconvert.filters import strip_ansi
-
     # papermill saves the notebook with markers and its own parameters cell; neither counts for the reader
     added = ("injected-parameters", "papermill-error-cell-tag")
     cells = [cell for cell in nb.cells if not set(added) & set(cell.metadata.get("tags", []))]
@@ -238,6 +242,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], results: Path
                 copy.resolve(),
                 parameters=dict(values),
                 kernel_name="python3",
+                language="python",
                 progress_bar=False,
                 start_timeout=180,
                 execution_timeout=CELL_SECONDS.get(str(scale)),

@@ -1,0 +1,50 @@
+"""Fixtures for the tests that need the demo run or the built site, and the order in which tests run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two workers on two cores, more threads only wait for each other
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the run or the site, and run it last: a broken unit test should be seen first."""
+    for item in items:
+        if {"demo_results", "site"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("book")
+    items.sort(key=lambda item: [bool(item.get_closest_marker(name)) for name in ("book", "notebook")])
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+def command(*arguments: str) -> None:
+    """Run ``python -m robrep.site``, and fail with what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "robrep.site", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.fail(f"python -m robrep.site {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def demo_results(root: Path) -> Path:
+    """The folder of the records that the chapters wrote at demo scale (run now unless unchanged)."""
+    command("run")
+    return root / "_build" / "results"
+
+
+@pytest.fixture(scope="session")
+def site(root: Path, demo_results: Path) -> Path:
+    """The folder of the built site (built now unless unchanged)."""
+    command("build")
+    return root / "_build" / "html"

@@ -1,0 +1,151 @@
+"""The repository keeps its own rules: imports go one way, one address, clean notebooks, nothing of a machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+
+# A module may import those of earlier lines and of its own line.
+ORDER = [
+    {"checks", "randomness", "files", "progress"},
+    {"data"},
+    {"gaussians"},
+    {"losses"},
+    {"information"},
+    {"attacks"},
+    {"encoders"},
+    {"regularizers"},
+    {"methods"},
+    {"training"},
+    {"heads"},
+    {"evaluation"},
+    {"results"},
+    {"figures"},
+    {"exercises"},
+    {"reproduce", "site"},
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms of robrep that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written out (from robrep.x import y)"
+            parts = (node.module or "").split(".")
+            if parts == ["robrep"]:
+                found |= {alias.name for alias in node.names if not alias.name.startswith("__")}
+            elif parts[0] == "robrep":
+                found.add(parts[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("robrep.")}
+    return found
+
+
+def test_every_room_has_a_level() -> None:
+    rooms = {p.stem if p.is_file() else p.name for p in (ROOT / "robrep").iterdir() if p.name[0] not in "_."}
+    rooms.discard("py")  # py.typed
+    rooms -= {p.name for p in (ROOT / "robrep").iterdir() if p.suffix != ".py" and p.is_file()}
+    assert rooms <= set(LEVEL), f"say in ORDER where these stand: {sorted(rooms - set(LEVEL))}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "robrep").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT / "robrep").parts[0].removesuffix(".py")
+    if room == "__init__":
+        assert not imported(path), "robrep itself imports none of its rooms"
+        return
+    wrong = {other for other in imported(path) if LEVEL.get(other, 99) > LEVEL[room]}
+    assert not wrong, f"robrep.{room} imports {sorted(wrong)}, which come after it"
+
+
+def test_import_time() -> None:
+    """Every room together costs at most one second beyond torch (best of three)."""
+    rooms = sorted(p.stem for p in (ROOT / "robrep").glob("*.py") if p.stem not in ("__init__", "reproduce"))
+    rooms += sorted(p.parent.name for p in (ROOT / "robrep").glob("*/__init__.py"))
+    code = (
+        "import time, torch, torch.utils.data\nstart = time.perf_counter()\n"
+        + "".join(f"import robrep.{room}\n" for room in rooms)
+        + "print(time.perf_counter() - start)"
+    )
+    seconds = 99.0
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds = min(seconds, float(done.stdout))
+        if seconds <= 1:
+            break
+        time.sleep(1)
+    assert seconds <= 1, f"import of robrep's modules takes {seconds:.2f} s beyond torch"
+
+
+def test_one_repository_address() -> None:
+    """_config.yml holds it; everything else that must repeat it agrees."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    address = config["repository"]["url"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Repository"] == address
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == address
+    for path in [*NOTEBOOKS, *sorted((ROOT / "book").rglob("*.md")), ROOT / "README.md"]:
+        text = path.read_text() if path.exists() else ""
+        for found in re.findall(r"git\+(https?://[^\s\"'`\\)@]+)", text):
+            assert found.removesuffix(".git") == address, f"{path.name} installs from {found}"
+
+
+def test_one_version() -> None:
+    import robrep
+
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == robrep.__version__
+    assert f"## {robrep.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_requirements() -> None:
+    """Lower bounds only, except jupyter-book; the library's own the same as in pyproject.toml."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    lines = [line for line in lines if line]
+    for line in lines:
+        assert re.fullmatch(r"[\w.-]+>=[\d.]+(,<2)?", line), line
+        assert line.endswith(",<2") == line.startswith("jupyter-book"), line
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]) <= set(lines)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_clean(path: Path) -> None:
+    """No outputs, one cell of parameters that nbmake turns to smoke scale, the kernel that papermill is given."""
+    nb = json.loads(path.read_text())
+    code = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
+    for cell in code:
+        assert not cell["outputs"] and cell["execution_count"] is None, "committed with outputs"
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1, "exactly one cell is tagged 'parameters'"
+    assert tagged[0]["metadata"].get("nbmake", {}).get("mock", {}).get("SCALE") == "smoke"
+    assert nb["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_nothing_of_a_machine() -> None:
+    """No file names a folder of somebody's machine, or a package index."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    wrong = re.compile(r"(?<![\w.])/(?:home|Users|work|root|tmp|opt|mnt)/\w|index-url|files\.pythonhosted\.org")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if name == "tests/test_layout.py" or not path.is_file():
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        assert not (found := wrong.search(text)), f"{name}: {text[max(0, found.start() - 40) : found.end() + 40]!r}"

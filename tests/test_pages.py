@@ -1,0 +1,217 @@
+"""The built site in a headless browser that can reach no other host: quiet, readable on a phone, and alive."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+OWN = ("file:", "data:", "blob:", "about:")
+
+
+def executable() -> str | None:
+    """Any installed Chromium or Chrome: $CHROME, or a usual name."""
+    if os.environ.get("CHROME"):
+        return os.environ["CHROME"]
+    return next(filter(None, map(shutil.which, BROWSERS)), MAC if Path(MAC).exists() else None)
+
+
+pytestmark = pytest.mark.skipif(
+    executable() is None,
+    reason="no Chromium or Chrome found: sudo apt-get install chromium (or set CHROME to the program)",
+)
+
+
+def page_names() -> list[str]:
+    """Every page of the table of contents, and the ones the theme adds."""
+    from robrep.site.build import SiteError, pages
+
+    try:
+        names = [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in pages(ROOT)]
+    except SiteError:
+        names = []
+    return [*names, "index.html", "search.html", "genindex.html"]
+
+
+def chapter_names() -> list[str]:
+    """The notebooks' pages."""
+    return [name for name in page_names() if (ROOT / name).with_suffix(".ipynb").is_file()]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=executable(), args=FLAGS)
+        yield running
+        running.close()
+
+
+class Visit:
+    """A page opened from its file, with what it complained of and what it asked other hosts for."""
+
+    def __init__(self, browser: Any, site: Path, name: str, width: int, theme: str = "light") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page = self.context.new_page()
+        self.page.route(lambda url: not url.startswith(OWN), lambda route: route.abort())
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.goto((site / name).resolve().as_uri())
+        self.page.wait_for_load_state("load")
+        self.page.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise")
+        self.page.evaluate("window.MathJax?.startup?.promise")
+
+    def _heard(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.type}: {message.text}")
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def draw_all(self) -> int:
+        """Scroll every figure into view and wait until it is drawn; returns their number."""
+        figures = self.page.locator(".robrep-figure:visible")
+        for index in range(figures.count()):
+            figures.nth(index).scroll_into_view_if_needed()
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.robrep-figure')].every(f => f.dataset.drawn || !f.offsetParent)",
+            timeout=60_000,
+        )
+        return figures.count()
+
+    def check(self) -> None:
+        """No complaint, no other host."""
+        assert not self.complaints
+        assert not [url for url in self.asked if not url.startswith(OWN)]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", page_names())
+def test_page_on_a_phone(browser: Any, site: Path, name: str, theme: str) -> None:
+    """At 390 px: no console error, no request to another host, nothing that makes the page scroll sideways."""
+    with Visit(browser, site, name, width=390, theme=theme) as visit:
+        visit.draw_all()
+        wide = visit.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"{name} is {wide} px too wide"
+        # the page may hide an overflow: nothing outside a box of its own may stick out of the text either
+        out = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.bd-article *')].filter(e => {
+                 if (!e.offsetParent || e.getBoundingClientRect().right <= innerWidth + 1) return false;
+                 for (let p = e; p && p !== document.body; p = p.parentElement) {
+                   const style = getComputedStyle(p);
+                   if (style.overflowX !== 'visible' || style.position === 'absolute') return false;
+                 }
+                 return true;
+               }).map(e => e.outerHTML.slice(0, 120))"""
+        )
+        assert not out
+        visit.check()
+
+
+@pytest.mark.parametrize("name", page_names())
+def test_page_on_a_desk(browser: Any, site: Path, name: str) -> None:
+    """At 1440 px: the same quiet; every formula is rendered; every image and figure has a text alternative."""
+    with Visit(browser, site, name, width=1440) as visit:
+        visit.draw_all()
+        formulas = visit.page.locator(".bd-article .math").count()
+        rendered = visit.page.locator(".bd-article .math mjx-container").count()
+        assert rendered >= formulas
+        assert visit.page.locator("mjx-merror").count() == 0
+        assert visit.page.locator(".robrep-figure:not([aria-label]), .robrep-figure[aria-label='']").count() == 0
+        assert visit.page.locator(".bd-article img:not([alt]), .bd-article img[alt^='../_images']").count() == 0
+        visit.check()
+
+
+@pytest.mark.parametrize("name", chapter_names())
+def test_chapter_links(browser: Any, site: Path, name: str) -> None:
+    """Colab and edit links are made from the one address; the download is the notebook as committed."""
+    import yaml
+
+    repository = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+    address, branch = repository["url"], repository["branch"]
+    source = Path(name).with_suffix(".ipynb").as_posix()
+    html = (site / name).read_text()
+    colab = address.replace("https://github.com", "https://colab.research.google.com/github")
+    assert f"{colab}/blob/{branch}/{source}" in html
+    assert f"{address}/edit/{branch}/{source}" in html
+    assert (site / "_sources" / source).read_bytes() == (ROOT / source).read_bytes()
+
+
+FINGERPRINT = """box => [...box.querySelectorAll('.cartesianlayer, .infolayer, .indicatorlayer, .polarlayer')]
+    .map(layer => layer.innerHTML.replace(/slider-.*/s, '')).join('') + [...box.querySelectorAll('image')]
+    .map(image => image.getAttribute('href') ?? image.getAttribute('xlink:href')).join('')"""
+
+
+@pytest.mark.parametrize("name", chapter_names())
+def test_sliders_move_their_figures(browser: Any, site: Path, name: str) -> None:
+    """Each figure's slider, moved to its last step with the mouse, changes what the figure shows."""
+    with Visit(browser, site, name, width=1440) as visit:
+        visit.draw_all()
+        boxes = visit.page.locator(".robrep-figure:visible:has(.slider-rail-touch-rect)")
+        if not boxes.count():
+            pytest.skip(f"{name} has no figure with a slider")
+        for index in range(boxes.count()):
+            box = boxes.nth(index)
+            box.scroll_into_view_if_needed()
+            before = box.evaluate(FINGERPRINT)
+            rail = box.locator(".slider-rail-touch-rect").first.bounding_box()
+            visit.page.mouse.click(rail["x"] + rail["width"] - 4, rail["y"] + rail["height"] / 2)
+            visit.page.wait_for_timeout(400)
+            after = box.evaluate(FINGERPRINT)
+            assert before != after, f"figure not moved by its slider: {box.get_attribute('aria-label')}"
+        visit.check()
+
+
+@pytest.mark.parametrize("name", chapter_names())
+def test_figures_follow_the_theme(browser: Any, site: Path, name: str) -> None:
+    """The theme button turns a drawn figure's paper dark, and the text on it light."""
+    paper = """() => { const box = document.querySelector('.robrep-figure[data-drawn]');
+        const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0) / 3;
+        return { paper: rgb(getComputedStyle(box.querySelector('.main-svg')).backgroundColor),
+                 text: rgb(getComputedStyle(box.querySelector('.xtick text, .ytick text, .g-gtitle text')).fill) } }"""
+    with Visit(browser, site, name, width=1440) as visit:
+        if not visit.draw_all():
+            pytest.skip(f"{name} has no figure")
+        light = visit.page.evaluate(paper)
+        assert light["paper"] > 200 and light["text"] < 130
+        visit.page.evaluate("window.scrollTo(0, 0)")
+        for _ in range(3):  # the button goes round dark, light and automatic
+            visit.page.locator("button.theme-switch-button:visible").first.click()
+            if visit.page.evaluate("document.documentElement.dataset.theme") == "dark":
+                break
+        visit.page.wait_for_function("document.querySelector('.robrep-figure[data-drawn]').dataset.drawn === 'dark'")
+        dark = visit.page.evaluate(paper)
+        assert dark["paper"] < 60 and dark["text"] > 130
+        visit.check()
+
+
+def test_weight(site: Path) -> None:
+    """At most 15 MB beside plotly and MathJax, and these once each."""
+    from robrep.site.build import weights
+
+    assert weights(site)["pages"] <= 15
+    for script in ("plotly.min.js", "tex-mml-chtml.js"):
+        assert len(list(site.rglob(script))) == 1

@@ -1,0 +1,207 @@
+"""The runner refuses, reports, skips and runs again as it should; the renderer writes what the page script reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robrep.site import __main__ as command
+from robrep.site import build, run
+from robrep.site.plotly_renderer import MIME, PlotlyRenderer, figure_html
+from robrep.site.run import ChapterError, run_chapter
+
+PARAMETERS = 'SCALE = "demo"\nSEED = 0\nEPSILON = 0.5\nSOLUTIONS = False'
+
+
+def notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+    """Write a small notebook of code cells, the parameters first."""
+    import nbformat
+
+    v4 = nbformat.v4
+    nb = v4.new_notebook(cells=[v4.new_markdown_cell("# A chapter")])
+    if parameters is not None:
+        nb.cells.append(v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    nb.cells += [v4.new_code_cell(cell) for cell in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, path)
+    return path
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """A folder with a table of contents, a page and a chapter."""
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n- file: book/one\n")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "intro.md").write_text("# Hello\n")
+    notebook(tmp_path / "book" / "one.ipynb", "print(SCALE, SEED, EPSILON, SOLUTIONS)")
+    return tmp_path
+
+
+def texts(path: Path) -> str:
+    """All that an executed notebook printed."""
+    cells = json.loads(path.read_text())["cells"]
+    return "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
+
+
+def test_run_then_unchanged(book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run, skip, and run again when a parameter or robrep's code changes; papermill leaves no trace."""
+    monkeypatch.setenv("JPY_SESSION_NAME", "live")
+    assert command.main(["run", "--root", str(book)]) == 0
+    assert re.search(r"chapter 1/1 +one +demo +2 cells +[\d.]+ s\n", capsys.readouterr().out)
+    assert os.environ["JPY_SESSION_NAME"] == "live", "the environment is put back"
+    executed = book / "_build" / "runs" / "one.ipynb"
+    assert texts(executed) == "demo 0 0.5 False\n"
+    assert "papermill" not in executed.read_text()
+
+    assert command.main(["run", "SEED=0", "--root", str(book)]) == 0, "the default, given by hand, changes nothing"
+    assert "unchanged" in capsys.readouterr().out
+
+    assert command.main(["run", "one", "SEED=3", "EPSILON=1", "SOLUTIONS=yes", "--root", str(book)]) == 0
+    assert "unchanged" not in capsys.readouterr().out
+    assert texts(executed) == "demo 3 1.0 True\n"
+    injected = [c for c in json.loads(executed.read_text())["cells"] if "injected-parameters" in c["metadata"]["tags"]]
+    assert injected[0]["metadata"]["tags"] == ["injected-parameters", "remove-cell"]
+
+
+def test_key_changes(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key notices the text, the parameters, robrep's code, a package's version and the recorded data."""
+    path = book / "book" / "one.ipynb"
+
+    def key(**values: Any) -> str:
+        return run.run_key(run.read_notebook(path), values, path.parent)
+
+    seen = {key(), key(SEED=1)}
+    assert key() in seen
+    (book / "book" / "results").mkdir()
+    (book / "book" / "results" / "a.json").write_text("{}")
+    seen.add(key())
+    with monkeypatch.context() as change:
+        change.setattr(run, "code_hash", lambda: "another")
+        seen.add(key())
+    with monkeypatch.context() as change:
+        change.setattr(run, "version", lambda name: "99")
+        seen.add(key())
+    notebook(path, "print('another text')")
+    seen.add(key())
+    assert len(seen) == 6
+
+
+def test_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names and values that no chapter knows are refused by name, with a non-zero status, before anything runs."""
+    for words, expected in [
+        (["one", "SEEED=1"], "one: unknown parameter SEEED; its parameters are SCALE, SEED, EPSILON, SOLUTIONS"),
+        (["SEEED=1"], "unknown parameter SEEED"),
+        (["two"], "unknown chapter two; the notebooks of the book are one"),
+        (["SEED=x"], "SEED=x: expected int, as 0"),
+        (["SOLUTIONS=perhaps"], "SOLUTIONS=perhaps: expected yes or no"),
+    ]:
+        assert command.main(["run", *words, "--root", str(book)]) == 1
+        assert expected in capsys.readouterr().err
+    assert not (book / "_build" / "runs" / "one.ipynb").exists()
+
+
+def test_parameters_cell_is_needed(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "book" / "one.ipynb", "1 + 1", parameters=None)
+    with pytest.raises(ChapterError, match="one: expected one cell tagged 'parameters', found 0"):
+        run_chapter(path, tmp_path / "_build")
+    with pytest.raises(ChapterError, match="there is no such notebook"):
+        run_chapter(tmp_path / "none.ipynb", tmp_path / "_build")
+    (tmp_path / "cut.ipynb").write_text('{"cells": [')
+    with pytest.raises(ChapterError, match="not a notebook"):
+        run_chapter(tmp_path / "cut.ipynb", tmp_path / "_build")
+
+
+def test_failing_chapter(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cell's number, source and error are shown; the status is not zero; no run is left that looks whole."""
+    path = book / "book" / "one.ipynb"
+    assert command.main(["run", "--root", str(book)]) == 0
+    notebook(path, "x = 1", "# divides\nx / (SEED - 7)")
+    assert command.main(["run", "SEED=7", "--root", str(book)]) == 1
+    error = capsys.readouterr().err
+    assert "one: cell 4 of 4 failed with ZeroDivisionError: division by zero" in error
+    assert "    # divides\n    x / (SEED - 7)" in error
+    assert error.count("ZeroDivisionError") >= 2, "the end of the traceback"
+    assert run.last_run("one", book / "_build") is None
+    assert command.main(["run", "--root", str(book)]) == 0
+
+
+def test_records_go_to_the_build_folder(book: Path) -> None:
+    notebook(book / "book" / "one.ipynb", "import os\nprint(os.environ['ROBREP_RESULTS'], os.getcwd())")
+    run_chapter(book / "book" / "one.ipynb", book / "_build")
+    assert texts(book / "_build" / "runs" / "one.ipynb").split() == [
+        str(book.resolve() / "_build" / "results"),
+        str(book.resolve() / "book"),
+    ]
+
+
+def test_missing_page(book: Path) -> None:
+    (book / "book" / "intro.md").unlink()
+    with pytest.raises(build.SiteError, match="_toc.yml names book/intro"):
+        build.pages(book)
+
+
+def test_site_key(book: Path) -> None:
+    """A page, an asset, the table of contents and a new run each rebuild the site."""
+    seen = [build.site_key(book, book / "_build")]
+    for change in [
+        lambda: (book / "book" / "intro.md").write_text("# Another\n"),
+        lambda: (book / "book" / "style.css").write_text("a {}"),
+        lambda: (book / "_toc.yml").write_text((book / "_toc.yml").read_text() + "\n"),
+        lambda: run_chapter(book / "book" / "one.ipynb", book / "_build"),
+    ]:
+        assert build.site_key(book, book / "_build") == seen[-1]
+        change()
+        seen.append(build.site_key(book, book / "_build"))
+    assert len(set(seen)) == len(seen)
+
+
+FIGURE: dict[str, Any] = {
+    "data": [{"type": "scatter", "y": [1, 2]}],
+    "layout": {"title": {"text": "</script><b>"}, "height": 321, "meta": {"alt": 'Two "points" <here>'}},
+    "frames": [{"name": "a", "data": []}],
+}
+
+
+def test_figure_html() -> None:
+    """Label and text alternative are escaped, and the JSON cannot end its script element."""
+    html = figure_html(FIGURE)
+    assert 'role="img" aria-label="Two &quot;points&quot; &lt;here&gt;"' in html
+    assert "<noscript>" in html and "min-height:321px" in html
+    content = re.search(r'<script type="application/json">(.*?)</script>', html)
+    assert content and json.loads(content[1]) == FIGURE
+
+
+def test_renderer() -> None:
+    """Only plotly's type is taken."""
+    data = types.SimpleNamespace(mime_type=MIME, content=FIGURE, line=1)
+    (node,) = PlotlyRenderer.handle_mime(None, data, inline=False) or []
+    assert node["format"] == "html" and node.astext() == figure_html(FIGURE)
+    data.mime_type = "text/plain"
+    assert PlotlyRenderer.handle_mime(None, data, inline=False) is None
+    assert ("*", MIME, 900) in PlotlyRenderer.mime_priority_overrides
+
+
+def test_figure_without_alternative_warns(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning, which fails the build."""
+    figure = {"data": [], "layout": {"title": {"text": "Bare"}}}
+    data = types.SimpleNamespace(mime_type=MIME, content=figure, line=7)
+    renderer = types.SimpleNamespace(renderer=types.SimpleNamespace(document={"source": "a.ipynb"}))
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("sphinx").propagate = True
+        PlotlyRenderer.handle_mime(renderer, data, inline=False)
+    assert "a plotly figure (Bare) has no text alternative" in caplog.text
+
+
+def test_renderer_is_found() -> None:
+    """Through its entry point, so that myst-nb needs no setting."""
+    from importlib.metadata import entry_points
+
+    found = {entry.name: entry.load() for entry in entry_points(group="myst_nb.mime_renderers")}
+    assert found["robrep-plotly"] is PlotlyRenderer
