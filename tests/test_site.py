@@ -205,3 +205,12 @@ def test_renderer_is_found() -> None:
 
     found = {entry.name: entry.load() for entry in entry_points(group="myst_nb.mime_renderers")}
     assert found["robrep-plotly"] is PlotlyRenderer
+
+
+def test_docstrings_mean_what_they_say() -> None:
+    """Bars and stars are escaped, literals are not."""
+    from robrep.site.docstrings import escape
+
+    assert escape("max |x'_i - x_i|, N x *shape, ``len(ids) x *shape``") == (
+        r"max \|x'_i - x_i\|, N x \*shape, ``len(ids) x *shape``"
+    )
