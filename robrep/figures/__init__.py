@@ -1,0 +1,47 @@
+"""The plotly figures that all chapters share.
+
+Every function takes tensors, arrays or plain numbers and returns a ``plotly.graph_objects.Figure`` that
+
+- says in ``layout.meta["alt"]`` what is to be seen, with its key numbers, built from the data;
+- moves without a kernel: sliders switch between precomputed frames, and the axes are fixed so that frames compare;
+- can be read in greyscale (each method has its colour, dash and marker), on a light and on a dark page (no colour of
+  text or background is set here: the template decides) and at a width of 390 px (legend above a slider, else below);
+- stays light: numbers are rounded to four digits, images are PNG.
+
+Only trace types of plotly's cartesian bundle are used. ``live`` and ``control`` add what needs a running kernel.
+"""
+
+from __future__ import annotations
+
+from robrep.figures.base import PALETTE, Style, styles
+from robrep.figures.images import attack_slider, captions, image_grid, perturbation
+from robrep.figures.kernel import control, live
+from robrep.figures.landscape import Plane, objective_line, objective_surface, plane
+from robrep.figures.latent import kl_picture, latent_clouds, umap_embed
+from robrep.figures.losses import bound_bars, training_curves
+from robrep.figures.rates import accuracy_against_radius, accuracy_slider, label_curve, trade_off
+
+__all__ = [
+    "PALETTE",
+    "Plane",
+    "Style",
+    "accuracy_against_radius",
+    "accuracy_slider",
+    "attack_slider",
+    "bound_bars",
+    "captions",
+    "control",
+    "image_grid",
+    "kl_picture",
+    "label_curve",
+    "latent_clouds",
+    "live",
+    "objective_line",
+    "objective_surface",
+    "perturbation",
+    "plane",
+    "styles",
+    "trade_off",
+    "training_curves",
+    "umap_embed",
+]
