@@ -211,11 +211,11 @@ def test_styles_tell_methods_apart_in_greyscale_and_stay_the_same() -> None:
 
 def test_kl_does_not_see_the_scale_but_distance_does() -> None:
     fig = figures.kl_picture("scale", shift=2.0)
-    kl_line, distance_line = fig.data[2], fig.data[3]
+    kl_line, distance_line = fig.data[2], fig.data[4]
     assert set(kl_line.y) == {2.0}  # shift^2 / 2, whatever the scale
     assert distance_line.y[-1] > 5 * distance_line.y[0]
     own = figures.kl_picture("mean", measures={"W2²": lambda p, q: (p.mean - q.mean).square().sum(-1)})
-    assert own.data[2].name == "W2²" and own.data[2].y[-1] == pytest.approx(9)
+    assert own.data[2].y[-1] == pytest.approx(9) and own.data[3].name == "W2²: 1"
 
 
 def test_plane_holds_its_three_images_and_projects() -> None:

@@ -207,8 +207,8 @@ def kl_picture(
         ys = (np.exp(-(((z - m) / scales[i]) ** 2) / 2) / (scales[i] * math.sqrt(2 * math.pi)) for m in (0.0, means[i]))
         return [go.Scatter(y=rounded(np.where(y < 1e-4, 0, y), 3)) for y in ys]
 
-    def readings(i: int) -> list:
-        return [go.Scatter(x=[v[i]], y=rounded([c[i]]), text=[f"{c[i]:.4g}"]) for c in curves.values()]
+    def readings(i: int) -> list:  # the value stands in the legend, where curves that cross cannot hide it
+        return [go.Scatter(x=[v[i]], y=rounded([c[i]]), name=f"{name}: {c[i]:.4g}") for name, c in curves.items()]
 
     for (name, color, dash), density in zip(looks, densities(0), strict=True):
         style: dict = {
@@ -218,14 +218,12 @@ def kl_picture(
             "mode": "lines",
         }
         fig.add_trace(go.Scatter(x=rounded(z), y=density.y, name=name, hoverinfo="skip", **style), row=1, col=1)
-    for j, (name, c) in enumerate(curves.items()):
+    for j, (c, reading) in enumerate(zip(curves.values(), readings(0), strict=True)):
         line = {"color": PALETTE[2 + j], "dash": DASHES[j]}
-        fig.add_trace(go.Scatter(x=rounded(v), y=rounded(c), name=name, mode="lines", line=line), row=2, col=1)
-    for j, reading in enumerate(readings(0)):
+        curve = go.Scatter(x=rounded(v), y=rounded(c), mode="lines", line=line, showlegend=False)
         marker = {"color": PALETTE[2 + j], "symbol": SYMBOLS[j], "size": 11}
-        where = ("bottom right", "top left")[j % 2]  # the two curves of the default cross: keep their numbers apart
-        reading.update(mode="markers+text", marker=marker, textposition=where, showlegend=False, hoverinfo="skip")
-        fig.add_trace(reading, row=2, col=1)
+        reading.update(mode="lines+markers", marker=marker, line=line, hoverinfo="name")
+        fig.add_traces([curve, reading], rows=[2, 2], cols=[1, 1])
     top = max(float(np.nanmax(c)) for c in curves.values()) or 1.0
     fig.update_xaxes(title_text="z", range=rounded([z[0], z[-1]]), row=1)
     fig.update_yaxes(title_text="density", range=rounded([0, 0.42 / scales.min()]), row=1)
@@ -235,5 +233,5 @@ def kl_picture(
     k = len(curves)
     frames = {f"{v[i]:.3g}": [*densities(i), *readings(i)] for i in range(len(v))}
     start = int(np.abs(v - 1).argmin())
-    add_slider(fig, frames, [0, 1, *range(2 + k, 2 + 2 * k)], f"{what} = ", start)
+    add_slider(fig, frames, [0, 1, *range(3, 3 + 2 * k, 2)], f"{what} = ", start)
     return fig
