@@ -31,7 +31,8 @@ class Gaussian(NamedTuple):
         return Gaussian(self.mean.detach(), self.scale.detach())
 
 
-def _wide(t: Tensor) -> Tensor:
+def wide(t: Tensor) -> Tensor:
+    """``t`` in float32, or in float64 if it is so already."""
     return t if t.dtype == torch.float64 else t.float()
 
 
@@ -43,11 +44,12 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
     Source: Nguyen et al. 2022, the closed form behind Urkle (clean distribution first). With r = s/s', the terms
     r^2 - 1 - 2 ln r are computed from r - 1, so that the result keeps its digits where q is close to p.
     """
-    s, s_ = _wide(p.scale), _wide(q.scale)
+    s, s_ = wide(p.scale), wide(q.scale)
     d = (s - s_) / s_  # r - 1
-    m = (_wide(p.mean) - _wide(q.mean)) / s_
-    # ln r: by log1p where r >= 1/2; below, r - 1 has lost its digits and the rest of ln r is taken from r itself
-    log_r = torch.log1p(d.clamp(min=-0.5)) + torch.log(2 * (s / s_).clamp(max=0.5))
+    m = (wide(p.mean) - wide(q.mean)) / s_
+    r = s / s_
+    # ln r: by log1p near 1; below 1/2, r - 1 has lost its digits. The clamps only keep the unused branch finite.
+    log_r = torch.where(r > 0.5, torch.log1p(d.clamp(min=-0.9)), torch.log(r.clamp(max=1)))
     return (0.5 * (d * (d + 2) + m * m) - log_r).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Pure functions, one score for each example: nothing here averages over the batch."""
+"""Pure functions, one score for each example, in float32 or wider: nothing here averages over the batch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robrep.gaussians import wide
+
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
     """||a - b||_2^2, summed over everything but the first dimension; shapes (N, ...), result (N,)."""
-    return (a.float() - b.float()).square().flatten(1).sum(1)
+    return (wide(a) - wide(b)).square().flatten(1).sum(1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log softmax(logits)[y] for each example; shapes (N, C) and (N,), result (N,)."""
-    return F.cross_entropy(logits.float(), y, reduction="none")
+    return F.cross_entropy(wide(logits), y, reduction="none")
 
 
 def kl_categorical(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL[softmax(p_logits) || softmax(q_logits)]; shapes (N, C), result (N,). As in TRADES (Zhang et al. 2019)."""
-    log_p, log_q = p_logits.float().log_softmax(1), q_logits.float().log_softmax(1)
+    log_p, log_q = wide(p_logits).log_softmax(1), wide(q_logits).log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
@@ -45,5 +47,5 @@ def bounded_log_softmax(logits: Tensor, bound: float) -> Tensor:
         raise ValueError(
             f"bound is {bound}, expected more than ln({classes}) = {math.log(classes):.4f}, one floor for each class"
         )
-    floor = math.exp(-bound)
-    return torch.log((1 - classes * floor) * logits.float().softmax(1) + floor)
+    log_p = wide(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
+    return torch.logaddexp(log_p, log_p.new_tensor(-bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on

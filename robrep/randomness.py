@@ -45,8 +45,8 @@ def _rows(draw: Callable[..., Tensor], seed: int, ids: Tensor, shape: Sequence[i
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1:
         came = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"ids is {came}, expected an int64 tensor of shape (N,)")
-    out = torch.empty(len(ids), *shape)
-    stream = torch.Generator()
+    out = torch.empty(len(ids), *shape, dtype=torch.float32, device="cpu")
+    stream = torch.Generator("cpu")
     for row, row_seed in zip(out, _mix(seed, ids.tolist()), strict=True):
         draw(row, generator=stream.manual_seed(row_seed))
     return out.to(ids.device)
