@@ -1,0 +1,158 @@
+"""Files are whole or not there; hashes notice what they must."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from robrep import files
+from robrep.files import atomic_write, cache_root, code_hash, digest
+
+
+def test_write_makes_the_folder_and_keeps_the_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "run.json"
+    with atomic_write(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".json" and temporary != path
+        assert not path.exists()
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["run.json"]
+
+
+def test_write_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old and long")
+    with atomic_write(str(path)) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old and long"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("x"), KeyboardInterrupt()])
+@pytest.mark.parametrize("existed", [True, False])
+def test_failure_leaves_everything_as_it_was(tmp_path: Path, error: BaseException, existed: bool) -> None:
+    path = tmp_path / "x.bin"
+    if existed:
+        path.write_bytes(b"old")
+    with pytest.raises(type(error)), atomic_write(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert os.listdir(tmp_path) == (["x.bin"] if existed else [])
+    assert not existed or path.read_bytes() == b"old"
+
+
+def test_failure_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError), atomic_write(tmp_path / "x.bin") as temporary:
+        temporary.write_bytes(b"new")
+    assert not os.listdir(tmp_path)
+
+
+def test_target_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError), atomic_write(tmp_path / "x") as temporary:
+        temporary.write_bytes(b"new")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_folder_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(OSError), atomic_write(tmp_path / "x" / "y.json"):
+        raise AssertionError("not reached")
+
+
+def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so where root runs the tests the refusal of the system is played."""
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    if os.geteuid() == 0:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    else:
+        folder.chmod(0o500)
+    with pytest.raises(PermissionError), atomic_write(folder / "x.json"):
+        raise AssertionError("not reached")
+    assert not os.listdir(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX rights")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_rights_are_those_of_any_new_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "x") as temporary:
+            temporary.write_text("")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~umask
+
+
+def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ROBREP_DATA", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.delenv("ROBREP_DATA")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "robrep"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert cache_root() == tmp_path / ".cache" / "robrep"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_root() == tmp_path / "Library" / "Caches" / "robrep"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert cache_root() == tmp_path / "local" / "robrep"
+
+
+def test_digest() -> None:
+    one = {"lr": 0.1, "method": {"a": [1, 2], "b": None}}
+    assert digest(one) == digest({"method": {"b": None, "a": [1, 2]}, "lr": 0.1})
+    assert len(digest(one)) == 64
+    others = [{}, {"lr": 0.1}, {"lr": 0.1, "method": {"a": [2, 1], "b": None}}, {"lr": "0.1"}, {"lr": 1}, {"lr": True}]
+    assert len({digest(o) for o in [one, *others]}) == 1 + len(others)
+    with pytest.raises(TypeError):
+        digest({"x": object()})
+    with pytest.raises((TypeError, ValueError)):
+        digest({"x": float("nan")})
+
+
+def test_code_hash_notices_the_library_but_not_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "robrep"
+    shutil.copytree(Path(files.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def hashed() -> str:
+        code_hash.cache_clear()
+        return code_hash()
+
+    here = hashed()
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+    try:
+        assert hashed() == here, "depends on where the package lies"
+        assert len(here) == 12
+        (package / "site").mkdir(exist_ok=True)
+        (package / "site" / "more.py").write_text("x = 1\n")
+        (package / "notes.txt").write_text("x")
+        assert hashed() == here
+        source = package / "losses.py"
+        source.write_text(source.read_text() + "\n# more\n")
+        changed = hashed()
+        assert changed != here
+        source.rename(package / "lossess.py")
+        assert hashed() not in (here, changed)
+        (package / "lossess.py").unlink()
+        assert hashed() not in (here, changed)
+    finally:
+        code_hash.cache_clear()
