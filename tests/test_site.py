@@ -208,9 +208,11 @@ def test_renderer_is_found() -> None:
 
 
 def test_docstrings_mean_what_they_say() -> None:
-    """Bars and stars are escaped, literals are not."""
-    from robrep.site.docstrings import escape
+    """Bars and stars are escaped, literals and code are not."""
+    from robrep.site.docstrings import escape, escape_prose
 
     assert escape("max |x'_i - x_i|, N x *shape, ``len(ids) x *shape``") == (
         r"max \|x'_i - x_i\|, N x \*shape, ``len(ids) x *shape``"
     )
+    lines = ["Call *it*::", "", "    f(*given)", "", "then f(*given).", ">>> f(*given)"]
+    assert escape_prose(lines) == [r"Call \*it\*::", "", "    f(*given)", "", r"then f(\*given).", ">>> f(*given)"]

@@ -17,10 +17,24 @@ def escape(line: str) -> str:
     return "".join(part if i % 2 else re.sub(r"(?<!\\)([|*])", r"\\\1", part) for i, part in enumerate(parts))
 
 
+def escape_prose(lines: list[str]) -> list[str]:
+    """``lines`` with the prose escaped; indented blocks after a ``::`` and doctests are code, and stay."""
+    result, block = [], -1  # block: the indent of the paragraph that opened the literal block
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and indent <= block:
+            block = -1
+        code = block >= 0 or line.lstrip().startswith((">>> ", "... "))
+        result.append(line if code else escape(line))
+        if block < 0 and line.rstrip().endswith("::"):
+            block = indent
+    return result
+
+
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """autodoc's hook; changes ``lines`` in place, before napoleon reads the sections."""
     if name.startswith("robrep"):
-        lines[:] = [escape(line) for line in lines]
+        lines[:] = escape_prose(lines)
 
 
 def setup(app: Any) -> dict[str, bool]:

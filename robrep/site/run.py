@@ -248,7 +248,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], results: Path
                 execution_timeout=CELL_SECONDS.get(str(scale)),
                 request_save_on_cell_execute=False,
                 cwd=source.resolve().parent,
-                extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings are not the chapter's
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own warnings are not the chapter's
             )
         except PapermillExecutionError as error:
             raise ChapterError(failure(error, read_notebook(copy), source.stem)) from None
