@@ -38,9 +38,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def cache_root() -> Path:
-    """``$ROBREP_DATA`` if set, else this user's cache folder (``$XDG_CACHE_HOME/robrep`` or its like)."""
-    if root := os.environ.get("ROBREP_DATA"):
+def user_cache() -> Path:
+    """``$ROBREP_CACHE`` if set, else this user's cache folder (``$XDG_CACHE_HOME/robrep`` or its like)."""
+    if root := os.environ.get("ROBREP_CACHE"):
         return Path(root)
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
@@ -49,6 +49,11 @@ def cache_root() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "robrep"
+
+
+def cache_root() -> Path:
+    """Where data sets are kept: ``$ROBREP_DATA`` if set (it may be read-only), else :func:`user_cache`."""
+    return Path(os.environ["ROBREP_DATA"]) if os.environ.get("ROBREP_DATA") else user_cache()
 
 
 def digest(value: Any) -> str:

@@ -96,10 +96,12 @@ def parse(arguments: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
         kind = type(known[one_of("parameter", name, known)])
         try:
             if kind is bool:
-                values[name] = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}[text.lower()]
+                values[name] = {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
+            elif kind in (dict, list, tuple):
+                values[name] = kind(ast.literal_eval(text))
             else:
                 values[name] = kind(text)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, SyntaxError, TypeError):
             raise ValueError(f"{name} is {text!r}, expected {kind.__name__} such as {known[name]!r}") from None
     return values
 
@@ -115,7 +117,7 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
     known = defaults(notebook)
     for name in parameters:
         one_of("parameter", name, known)
-    marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"]]
+    marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"] and "parameters" not in cell["tags"]]
     if not marked:
         raise ValueError(f"{notebook} has no cell tagged 'reproduce'")
     namespace: dict[str, Any] = {"__name__": "__main__"} | known | parameters
