@@ -4,6 +4,7 @@
   "use strict";
   const PLOTLY = new URL("plotly.min.js", document.currentScript.src).href;
   const NARROW = 600; // px of figure width below which the layout is rearranged
+  const WIDE = 720; // px of figure width that heights are chosen for
   const NEAR = "800px"; // distance from the view at which a figure is drawn
   const THEMES = {
     light: {
@@ -41,7 +42,7 @@
   // The figure's own template with every colour of page furniture set for the theme; the data keep their colours.
   function template(own, theme) {
     const axis = {
-      gridcolor: theme.grid, linecolor: theme.line, zerolinecolor: theme.line, tickcolor: theme.line,
+      gridcolor: theme.grid, linecolor: theme.line, zerolinecolor: theme.line, zerolinewidth: 1, tickcolor: theme.line,
       tickfont: { color: theme.faint }, title: { font: { color: theme.text } }, automargin: true,
     };
     const bar = { tickcolor: theme.line, outlinecolor: theme.line, tickfont: { color: theme.faint } };
@@ -72,14 +73,22 @@
     return { ...own, data, layout: merged(own.layout ?? {}, layout) };
   }
 
+  // Pictures keep their shape, so a narrow figure needs less height; what stands around them keeps its own.
+  function shrunk(layout, box) {
+    const height = layout.height ?? 450;
+    const around = (layout.margin?.t ?? 30) + (layout.margin?.b ?? 10) + (layout.sliders?.length ? 90 : 0);
+    return around + (height - around) * Math.min(1, box.clientWidth / WIDE);
+  }
+
   const isNarrow = (box) => box.clientWidth < NARROW;
 
   // On a narrow screen: no room for a legend at the side, touching must scroll the page, and less margin.
-  function arranged(layout, box) {
+  function arranged(data, layout, box) {
     const result = { ...layout, autosize: true, template: template(layout.template ?? {}, THEMES[themeName()]) };
     delete result.width;
     if (!isNarrow(box)) return result;
     result.dragmode = false;
+    if (data.some((trace) => trace.type === "image")) result.height = shrunk(layout, box);
     const margin = layout.margin ?? {};
     result.margin = { ...margin, l: Math.min(margin.l ?? 80, 48), r: Math.min(margin.r ?? 80, 12) };
     if (layout.legend?.orientation !== "h") {
@@ -94,7 +103,7 @@
     const stage = document.createElement("div");
     box.append(stage);
     const config = { responsive: true, displaylogo: false, displayModeBar: isNarrow(box) ? false : "hover" };
-    await Plotly.newPlot(stage, { data, layout: arranged(layout, box), frames, config });
+    await Plotly.newPlot(stage, { data, layout: arranged(data, layout, box), frames, config });
     box.style.minHeight = "";
     box.dataset.drawn = themeName();
     box.redraw = async () => {
