@@ -23,6 +23,7 @@ from robrep.results.published import (
     papers,
     published,
     published_title,
+    spread_meaning,
     status,
 )
 from robrep.results.records import (
@@ -69,6 +70,7 @@ __all__ = [
     "run_name",
     "runs",
     "say",
+    "spread_meaning",
     "status",
     "versions",
 ]

@@ -69,6 +69,11 @@ def published_title(paper: str) -> str:
     return str(_paper(paper)["title"])
 
 
+def spread_meaning(paper: str) -> str:
+    """What the paper says its printed ± means, or that it does not say."""
+    return str(_paper(paper)["spread_meaning"])
+
+
 def _paper(paper: str) -> dict[str, Any]:
     """The checked content of a paper's file."""
     one_of("paper", paper, papers())
