@@ -38,13 +38,22 @@ def _radius(value: float | Tensor, name: str = "eps") -> None:
         raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected (N,), finite and at least 0")
 
 
+def _count(name: str, value: Tensor, x: Tensor) -> None:
+    if len(value) != len(x):
+        raise ValueError(f"{name} has {len(value)} rows, expected {len(x)}, one for each image")
+
+
+def _column(value: Tensor, x: Tensor) -> Tensor:
+    """A vector (N,) shaped to be multiplied with images N x C x H x W."""
+    return value.to(x).view(-1, *[1] * (x.ndim - 1))
+
+
 def _rows(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """A number as it is, a vector (N,) shaped to be multiplied with images N x C x H x W."""
+    """A number as it is, one value for each image as a column."""
     if not isinstance(value, Tensor):
         return value
-    if len(value) != len(x):
-        raise ValueError(f"eps has {len(value)} radii, expected {len(x)}, one for each image")
-    return value.to(x).view(-1, *[1] * (x.ndim - 1))
+    _count("eps", value, x)
+    return _column(value, x)
 
 
 def _norm(d: Tensor) -> Tensor:
@@ -61,7 +70,7 @@ class Threat(Protocol):
         ...
 
     def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        """Move ``size`` along the steepest ascent direction of the norm; may write into its arguments."""
+        """Move ``size`` along the steepest ascent direction of the norm; may write into ``x_adv``."""
         ...
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -95,7 +104,7 @@ class Linf:
         return u.mul_(2).sub_(1).mul_(_rows(self.eps, x)).add_(x).clamp_(0, 1)
 
     def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        return x_adv.add_(gradient.sign_().mul_(_rows(size, x_adv)))
+        return x_adv.add_(gradient.sign().mul_(_rows(size, x_adv)))
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         eps = _rows(self.eps, x)
@@ -123,15 +132,19 @@ class L2:
         return (x + direction * _rows(length, x) * _rows(self.eps, x)).clamp_(0, 1)
 
     def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        unit = gradient / _rows(_norm(gradient).clamp(min=1e-30), gradient)
+        peak = gradient.abs().flatten(1).amax(1)  # first to size 1: squares of very small or large numbers are lost
+        unit = gradient / _column(peak.clamp(min=torch.finfo(gradient.dtype).tiny), gradient)
+        unit.div_(_column(_norm(unit).clamp(min=1e-30), unit))
         return x_adv.add_(unit.mul_(_rows(size, x_adv)))
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        eps = _rows(self.eps, x)
+
         def project(x_adv: Tensor) -> Tensor:
             delta = x_adv.sub_(x)
-            shrink = (self.eps / _norm(delta).clamp(min=1e-30)).clamp(max=1)
+            shrink = (eps / _column(_norm(delta).clamp(min=1e-30), x)).clamp(max=1)
             # x is in [0, 1], so clipping only brings x' closer to it and never leaves the ball
-            return delta.mul_(_rows(shrink, x)).add_(x).clamp_(0, 1)
+            return delta.mul_(shrink).add_(x).clamp_(0, 1)
 
         return project
 
@@ -193,9 +206,9 @@ def gradient(
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
         score = scores(objective, x_adv, given, ids, seed)
-        if not score.requires_grad:
+        grad = torch.autograd.grad(score.sum(), x_adv, allow_unused=True)[0] if score.requires_grad else None
+        if grad is None:
             raise ValueError("objective does not depend on x': its graph is cut (a detach, no_grad or numpy inside?)")
-        (grad,) = torch.autograd.grad(score.sum(), x_adv)
     return score.detach(), grad
 
 
@@ -265,26 +278,31 @@ class PGD:
         """
         x = check_images(x).detach()
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        _count("ids", ids, x)
+        if isinstance(self.step_size, Tensor):
+            _count("step_size", self.step_size, x)
+        project = threat.projection(x)
         size = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
         best, best_score = x, torch.full((len(x),), -torch.inf, device=x.device)
-        project = threat.projection(x)
         judged = self.keep == "best" or self.restarts > 1
 
         def judge(x_adv: Tensor, score: Tensor) -> None:
             nonlocal best, best_score
             better = score > best_score
             best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv, best)
-            best_score = torch.where(better, score.to(best_score), best_score)
+            best_score = torch.where(better, score, best_score)
 
         for restart in range(self.restarts):
             x_adv = threat.start(x, ids, fold(seed, "start", restart)) if self.random_start else x.clone()
+            steepest = x.new_zeros(())
             for step in range(self.steps):
                 score, grad = gradient(objective, x_adv, given, ids, fold(seed, "step", restart, step))
+                steepest = steepest.maximum(grad.abs().amax())  # a NaN stays; looked at once, after the steps
                 if self.keep == "best":
                     judge(x_adv, score)
                     x_adv = x_adv.clone()  # the steps below write in place
                 x_adv = project(threat.step(x_adv, grad, size))
-            if not bool(x_adv.isfinite().all()):
+            if not bool(steepest.isfinite()):
                 raise FloatingPointError("the objective's gradient is not finite for at least one image")
             if judged:
                 with torch.no_grad():
