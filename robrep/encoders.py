@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep.checks import positive_int
-from robrep.gaussians import Gaussian
+from robrep.gaussians import Gaussian, wide
 
 
 class PooledConv(nn.Conv2d):
@@ -116,7 +116,7 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.net(z[:, :, None, None]).float()
+        return wide(self.net(z[:, :, None, None]))
 
 
 class MLPHead(nn.Sequential):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from robrep.attacks import Threat, attack_mode, random_objective
 from robrep.checks import check_labels, positive_int
 from robrep.data import as_float
-from robrep.gaussians import Gaussian
+from robrep.gaussians import Gaussian, wide
 from robrep.losses import cross_entropy
 from robrep.randomness import fold, noise
 from robrep.regularizers import Attack
@@ -91,7 +92,7 @@ class Classifier(nn.Module):
         n, d = code.mean.shape
         z = code.sample(noise(seed, ids, (self.samples, d)).transpose(0, 1))
         logits = self.head(z.reshape(self.samples * n, d)).view(self.samples, n, -1)
-        return logits.float().log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(self.samples)))
+        return wide(logits).log_softmax(-1).logsumexp(0) - math.log(self.samples)
 
 
 class _HeadOnCodes(nn.Module):
