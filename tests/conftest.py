@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+BEFORE = dict(os.environ)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two workers on two cores, more threads only wait for each other
 
 
@@ -29,9 +30,8 @@ def root() -> Path:
 
 def command(*arguments: str) -> None:
     """Run ``python -m robrep.site``, and fail with what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "robrep.site", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    line = [sys.executable, "-m", "robrep.site", *arguments]
+    done = subprocess.run(line, cwd=ROOT, env=BEFORE, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.fail(f"python -m robrep.site {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}", pytrace=False)
 

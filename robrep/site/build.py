@@ -124,7 +124,10 @@ def sphinx(source: Path, output: Path) -> None:
         text = strip_ansi(done.stdout + done.stderr)
         text = text.replace(f"{source.resolve()}/", "").replace(f"{source}/", "")
         lines = [line for line in text.splitlines() if re.search("WARNING|ERROR|CRITICAL|Error:", line)]
-        raise SiteError("the site has warnings, which count as errors:\n" + "\n".join(lines or text.splitlines()[-30:]))
+        raise SiteError(
+            "the site has warnings, which count as errors:\n"
+            + "\n".join(dict.fromkeys(lines or text.splitlines()[-30:]))
+        )
 
 
 def finish(html: Path, root: Path) -> None:

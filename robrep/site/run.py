@@ -26,7 +26,7 @@ from robrep.files import atomic_write, code_hash, digest
 
 # What changes the output of a chapter although neither its text nor robrep does.
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn")
-CELL_SECONDS = {"smoke": 300, "demo": 600}  # the longer scales may take as long as they need
+CELL_SECONDS = {"smoke": 600, "demo": 1800}  # the longer scales may take as long as they need
 
 
 class ChapterError(Exception):
