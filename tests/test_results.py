@@ -413,6 +413,7 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
 
     assert {r[table().columns.index("Status")] for r in table().rows} == {"not run"}
     assert results.count(results.published("nguyen2022")) == (10, 0, 0)
+    assert len(results.runs_behind("nguyen2022")) == 0
 
     # demo runs and points of a sweep never stand beside a published number
     write(None, scale="demo")
@@ -424,8 +425,9 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
     row = cells(table(), "VAE + Urkle", "Adversarial Acc")
     assert row["Status"] == "re-run at lite (shortened schedule; first 1,000 test images)"
     assert (row["Ours (%)"], row["Gap"], row["Paper (%)"]) == ("97.0 [96.6, 97.3]", "−1.0", "98.0 ± 0.1")
-    assert row["Attack used"] == "PGD-40, Linf 0.1"
-    assert row["Recorded with"].startswith("1 seed, 34 min each on ")
+    (behind,) = results.runs_behind("nguyen2022").rows
+    assert behind[:5] == ["VAE + Urkle", "PGD-40, Linf 0.1", "mnist, 60,000 train, 10,000 test", "1", "34"]
+    assert behind[5] == results.runs("vae_urkle", scale="lite", variant="")[0].device
     assert cells(table(), "VAE + Urkle", "Clean Acc")["Gap"] == "0.0"
     assert cells(table(), "AT", "Clean Acc")["Status"] == "not run"
     assert results.count(results.published("nguyen2022")) == (10, 0, 2)
@@ -444,7 +446,8 @@ def test_several_seeds_give_their_mean_and_range(book):
     assert answer.metric.value == pytest.approx(97) and answer.metric.over == "training seeds"
     assert (answer.metric.low, answer.metric.high, answer.metric.n) == (96, 98, 3)
     row = cells(results.paper_against_ours("nguyen2022"), "VAE + Urkle", "Adversarial Acc")
-    assert row["Ours (%)"] == "97.0 [96.0, 98.0]" and row["Recorded with"].startswith("3 seeds, ")
+    assert row["Ours (%)"] == "97.0 [96.0, 98.0]"
+    assert [r[3] for r in results.runs_behind("nguyen2022", "1").rows] == ["3"]
 
 
 def test_a_metric_without_a_unit_is_not_taken_for_percent(book):

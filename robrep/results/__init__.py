@@ -23,6 +23,7 @@ from robrep.results.published import (
     papers,
     published,
     published_title,
+    runs_behind,
     spread_meaning,
     status,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "round_weights",
     "run_name",
     "runs",
+    "runs_behind",
     "say",
     "spread_meaning",
     "status",

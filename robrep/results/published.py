@@ -168,46 +168,74 @@ def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os
 
     Returns:
         One row a number: the paper's value with its spread, ours with its interval, the gap (ours minus the paper's,
-        in percentage points), the status, the attack, and how ours was recorded (seeds, minutes, hardware, commit).
+        in percentage points) and the status. :func:`runs_behind` tells the attack, minutes and hardware.
 
     Raises:
         ValueError: the paper or table is unknown, or a file breaks its schema.
     """
     values = published(paper, table=table)
-    columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status", "Attack used", "Recorded with"]
     several = len({v.table for v in values}) > 1
     rows = []
     for v in values:
         answer = ours(v, folder=folder)
-        cells = [v.row, v.column, str(v), *(["–", "–", "not run", "–", "–"] if answer is None else _answer(v, answer))]
+        cells = [v.row, v.column, str(v), *_answer(v, answer), status(answer)]
         rows.append([v.table, *cells] if several else cells)
-    which = f"{'Tables' if several else 'Table'} {', '.join(dict.fromkeys(v.table for v in values))}"
+    columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status"]
     return Table(
         rows,
         ["Table", *columns] if several else columns,
-        caption=f"{which} of {published_title(paper)}: published and recorded",
+        caption=f"{_which(values)} of {published_title(paper)}: published and recorded",
         numbers=("Paper (%)", "Ours (%)", "Gap"),
     )
 
 
-def _answer(value: PublishedValue, answer: Ours) -> list[str]:
-    """The cells of our side: value with interval, gap, status, attack, and how it was recorded."""
-    metric, first, seeds = answer.metric, answer.runs[0], len(answer.runs)
+def _which(values: Sequence[PublishedValue]) -> str:
+    tables = list(dict.fromkeys(v.table for v in values))
+    return f"Table{'s' if len(tables) > 1 else ''} {', '.join(tables)}"
+
+
+def _answer(value: PublishedValue, answer: Ours | None) -> list[str]:
+    """The cells of our side: value with interval, and gap."""
+    if answer is None:
+        return ["–", "–"]
+    metric = answer.metric
     interval = "" if metric.low is None or metric.high is None else f" [{metric.low:.1f}, {metric.high:.1f}]"
-    gap = round(metric.value - value.value, 1) or 0.0  # no minus before a zero
-    minutes = sum(r.minutes for r in answer.runs) / seeds
-    short = "commit unknown" if first.commit is None else f"commit {first.commit[:7]}"
-    changed = ", changed since" if (first.commit or "").endswith("+dirty") else ""
-    recorded = (
-        f"{seeds} seed{'s' if seeds > 1 else ''}, {minutes:.{0 if minutes >= 10 else 1}f} min each on {first.device}"
-    )
-    return [
-        f"{metric.value:.1f}{interval}",
-        f"{gap:+.1f}".replace("-", "−") if gap else "0.0",
-        status(answer),
-        metric.attack or ("none" if value.threat is None else "not said"),
-        f"{recorded}, {short}{changed}",
-    ]
+    gap = round(metric.value - value.value, 1)
+    return [f"{metric.value:.1f}{interval}", f"{gap:+.1f}".replace("-", "−") if gap else "0.0"]
+
+
+def runs_behind(paper: str, table: str | None = None, *, folder: str | os.PathLike[str] | None = None) -> Table:
+    """How the numbers in :func:`paper_against_ours` were recorded; arguments and errors as there.
+
+    Returns:
+        One row for each method that was run: attack, data, seeds, minutes a run, hardware, commit and date.
+    """
+    values = published(paper, table=table)
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for v in values:
+        answer = ours(v, folder=folder)
+        if answer is None:
+            continue
+        first, attack = answer.runs[0], answer.metric.attack
+        minutes = sum(r.minutes for r in answer.runs) / len(answer.runs)
+        train, test = first.data["n_train"], first.data["n_test"]
+        row = rows.setdefault(
+            (v.row, first.run, v.dataset),
+            [
+                v.row,
+                "",
+                f"{v.dataset}, {train:,} train, {test:,} {first.data['split']}",
+                str(len(answer.runs)),
+                f"{minutes:.{0 if minutes >= 10 else 1}f}",
+                first.device,
+                (first.commit or "not known")[:9] + (" with changes" if "+dirty" in (first.commit or "") else ""),
+                first.date[:10],
+            ],
+        )
+        if attack and attack not in row[1]:
+            row[1] += f"; {attack}" if row[1] else attack
+    columns = ["Method", "Attack", "Data", "Seeds", "Minutes each", "Hardware", "Commit", "Date"]
+    return Table(rows.values(), columns, caption="The runs behind our numbers", numbers=("Seeds", "Minutes each"))
 
 
 def status(answer: Ours | None) -> str:

@@ -128,7 +128,8 @@ class Table:
 
     def _repr_html_(self) -> str:
         # no colours of its own (the page's theme has them), and a frame that scrolls on a narrow screen
-        side = [f' style="text-align:{"right" if c in self.numbers else "left"}"' for c in self.columns]
+        number, text = "text-align:right;white-space:nowrap", "text-align:left;white-space:normal;min-width:5em"
+        side = [f' style="{number if c in self.numbers else text}"' for c in self.columns]
         label = html.escape(self.caption or "Table", quote=True)
         head = "".join(f'<th scope="col"{s}>{html.escape(c)}</th>' for c, s in zip(self.columns, side, strict=True))
         body = "".join(
