@@ -56,6 +56,10 @@ def _rows(value: float | Tensor, x: Tensor) -> float | Tensor:
     return _column(value, x)
 
 
+def _text(value: float | Tensor) -> str:
+    return "varying with the image" if isinstance(value, Tensor) else f"{value:g}"
+
+
 def _norm(d: Tensor) -> Tensor:
     return torch.linalg.vector_norm(d.flatten(1), dim=1)
 
@@ -114,6 +118,9 @@ class Linf:
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().flatten(1).amax(1)
 
+    def __str__(self) -> str:
+        return f"l-inf ball of radius {_text(self.eps)}"
+
 
 @dataclass(frozen=True)
 class L2:
@@ -150,6 +157,9 @@ class L2:
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         return _norm(a - b)
+
+    def __str__(self) -> str:
+        return f"l2 ball of radius {_text(self.eps)}"
 
 
 # --- objectives and modes -----------------------------------------------------------------------------------------
@@ -255,6 +265,12 @@ class PGD:
         one_of("keep", self.keep, ("last", "best"))
         if self.step_size is not None:
             _radius(self.step_size, "step_size")
+
+    def __str__(self) -> str:
+        step = f", step {_text(self.step_size)}" if self.step_size is not None else ""
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        start = "" if self.random_start else ", no random start"
+        return f"PGD-{self.steps}{step}{restarts}{start}{', best iterate' if self.keep == 'best' else ''}"
 
     def __call__(
         self, objective: Objective, x: Tensor, threat: Threat, *given: Any, ids: Tensor | None = None, seed: int = 0

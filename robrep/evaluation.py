@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +46,11 @@ class Rate:
 
     Attributes:
         correct: bool, shape (N,): which images count.
+        attack: the attack and its ball in words; "" for clean images.
     """
 
     correct: Tensor = field(repr=False)
+    attack: str = ""
 
     def __post_init__(self) -> None:
         if self.correct.dtype != torch.bool or self.correct.ndim != 1 or not len(self.correct):
@@ -79,9 +82,9 @@ class Rate:
         """Upper end of the interval."""
         return self.interval[1]
 
-    def to_dict(self) -> dict[str, float | int]:
-        """What a record keeps: value, low, high, n."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def to_dict(self) -> dict[str, float | int | str]:
+        """What a record keeps: value, low, high, n, attack."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "attack": self.attack}
 
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] of {self.n}"
@@ -216,4 +219,35 @@ def robust_accuracy(
             images, labels, ids = images[alive], labels[alive], ids[alive]
             x_adv = adversarial_images(model, images, labels, attack, threat, ids=ids, seed=seed)
             right[ids.cpu()] = verdict(x_adv, labels, ids).cpu()
-    return Rate(right)
+    averaged = f", gradients averaged over {model.samples} samples" if getattr(model, "samples", 0) else ""
+    return Rate(right, f"{attack} in {threat}{averaged}")
+
+
+def against_radius(
+    model: nn.Module,
+    x: Examples,
+    y: Tensor,
+    attack: Attack,
+    threat: Callable[[float], Threat],
+    radii: Sequence[float],
+    *,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> dict[str, list[float]]:
+    """Robust accuracy against the attack's radius, as a curve that a record and a figure understand.
+
+    Args:
+        model, x, y, attack, seed, batch_size: as for :func:`robust_accuracy`.
+        threat: the kind of ball, such as ``Linf``.
+        radii: its radii.
+
+    Returns:
+        Lists ``x`` (the radii), ``y``, ``low`` and ``high`` (Wilson's interval) of one length.
+    """
+    rates = [robust_accuracy(model, x, y, attack, threat(eps), seed=seed, batch_size=batch_size) for eps in radii]
+    return {
+        "x": list(radii),
+        "y": [rate.value for rate in rates],
+        "low": [rate.low for rate in rates],
+        "high": [rate.high for rate in rates],
+    }
