@@ -8,7 +8,8 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -227,19 +228,19 @@ def fit(
                     "optimizer": updater.state_dict(),
                     "precision": fabric._precision.state_dict(),
                 }
-                with atomic_write(path) as temporary:
-                    torch.save(state, temporary)
+                _save(state, path)
             bar.update(1, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
     method.eval()
     return history
 
 
 def describe(method: nn.Module) -> dict[str, Any]:
-    """What distinguishes a method: its class, plain attributes, modules, and a hash of its weights."""
+    """What distinguishes a method: its class, plain attributes and its modules', modules, and a hash of its weights."""
     plain = (bool, int, float, str, type(None))
     attributes = {
-        k: repr(v)
-        for k, v in sorted(vars(method).items())
+        f"{name}.{k}".removeprefix("."): repr(v)
+        for name, module in method.named_modules()
+        for k, v in sorted(vars(module).items())
         if not k.startswith("_") and k != "training" and (isinstance(v, plain) or dataclasses.is_dataclass(v))
     }
     weights = hashlib.sha256()
@@ -262,18 +263,39 @@ def _fingerprint(value: Any) -> str:
     return content.hexdigest()[:16]
 
 
+def _save(state: dict[str, Any], path: Path) -> None:
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
+    except RuntimeError as error:  # what torch makes of a disk that is full
+        raise OSError(f"checkpoint {path} cannot be written: {error}") from error
+
+
+def _entries(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested settings, by dotted names."""
+    for k, v in settings.items():
+        if isinstance(v, dict):
+            yield from _entries(v, f"{prefix}{k}.")
+        else:
+            yield prefix + k, v
+
+
 def _resume(path: Path, settings: dict[str, Any], method: nn.Module, updater: Any, fabric: Any) -> History:
     """Load a checkpoint into method and optimizer after checking that it belongs to this run."""
+    broken = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found, version = state["settings"], state["version"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, ValueError) as error:
+        version, found, now = state["version"], dict(_entries(state["settings"])), dict(_entries(settings))
+    except (*broken, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"checkpoint {path} is cut short or no checkpoint of robrep: {error}") from error
     if version != CHECKPOINT_VERSION:
         raise ValueError(f"checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}")
-    differ = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
+    differ = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
     if differ:
-        came = ", ".join(f"{k} = {found.get(k)!r:.80}, now {settings.get(k)!r:.80}" for k in differ)
+        came = ", ".join(f"{k} = {found.get(k)!r:.80}, now {now.get(k)!r:.80}" for k in differ)
         raise ValueError(f"checkpoint {path} is from other settings ({came}); remove it or name another")
     method.load_state_dict(state["method"])
     updater.load_state_dict(state["optimizer"])
