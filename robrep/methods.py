@@ -135,8 +135,6 @@ class VAEUrkle(VAE):
         encoder, decoder, beta_vae: as for :class:`VAE`.
         attack, threat: how and where the x' of largest KL divergence is searched.
         beta_robust: weight of the regularizer, at least 0.
-        ramp: share of the training, 0 to 1, over which the weight grows from 0 to ``beta_robust``. At the start a
-            code carries little but noise, and so hardly moves: a regularizer of full weight can then hold it there.
     """
 
     def __init__(
@@ -147,17 +145,11 @@ class VAEUrkle(VAE):
         threat: Threat,
         beta_robust: float = 1.0,
         beta_vae: float = 0.0,
-        ramp: float = 0.0,
     ) -> None:
         super().__init__(encoder, decoder, beta_vae)
         self.attack, self.threat, self.beta_robust = attack, threat, nonnegative("beta_robust", beta_robust)
-        self.ramp, self.weight = nonnegative("ramp", ramp), beta_robust
-
-    def before_step(self, step: int, steps: int) -> None:
-        """Set the regularizer's weight for this step of the training."""
-        self.weight = self.beta_robust * min(1.0, (step + 1) / max(1.0, self.ramp * steps))
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
         p = self.encoder(x)
         worst = urkle(self.encoder, x, p, self.attack, self.threat, ids=ids, seed=seed)
-        return self.negative_elbo(x, p, ids, seed) | {"urkle": self.weight * worst.mean()}
+        return self.negative_elbo(x, p, ids, seed) | {"urkle": self.beta_robust * worst.mean()}

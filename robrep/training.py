@@ -102,9 +102,8 @@ def fit(
 
     Each epoch visits the examples in a random order that depends on (seed, epoch); the last batch is dropped unless
     it is full, or the only one. ``method(x, y, ids, seed)`` gets float images in [0, 1], labels, the examples' indices
-    and the epoch's seed; before and after each step ``method.before_step(step, steps)`` and ``after_step(step, steps)``
-    are called if there are such. The global random state is left as it was. The same call on the same machine gives
-    the same weights, killed and resumed or not.
+    and the epoch's seed; after each step ``method.after_step(step, steps)`` is called if there is one. The global
+    random state is left as it was. The same call on the same machine gives the same weights, killed and resumed or not.
 
     Args:
         method: module whose forward gives a dict of named scalar loss terms; parameters that need no gradient are
@@ -156,7 +155,6 @@ def fit(
     steps, warmup = epochs * per_epoch, round(warmup_epochs * per_epoch)
 
     path = Path(checkpoint) if checkpoint is not None else None
-    before_step: Callable[[int, int], None] | None = getattr(method, "before_step", None)
     after_step: Callable[[int, int], None] | None = getattr(method, "after_step", None)
     if path is not None or cache is not None:
         settings |= {"precision": str(fabric._precision.precision), "world_size": fabric.world_size}
@@ -201,8 +199,6 @@ def fit(
                 ids = ids[fabric.global_rank :: fabric.world_size].to(fabric.device)
                 inputs = x[ids]
                 inputs = as_float(inputs) if inputs.dtype == torch.uint8 else inputs
-                if before_step is not None:
-                    before_step(step, steps)
                 terms = step_of(inputs.to(fabric.device), y[ids], ids, epoch_seed)
                 loss = torch.stack(list(terms.values())).sum()
                 updater.zero_grad(set_to_none=True)
