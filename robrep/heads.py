@@ -185,7 +185,7 @@ def train_head(
     settings: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
     settings |= dict(precision=precision, cache=cache, progress=progress)
     if attack is not None and threat is not None:
-        with frozen(encoder):
+        with frozen(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
             return fit(_AdversarialHead(encoder, head, attack, threat), x, y, **settings)
     codes = encode(encoder, x)
     inputs = torch.stack(codes, dim=1) if isinstance(codes, Gaussian) else codes
