@@ -412,7 +412,7 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
         return results.paper_against_ours("nguyen2022", "1")
 
     assert {r[table().columns.index("Status")] for r in table().rows} == {"not run"}
-    assert results.count(results.published("nguyen2022")) == (10, 0, 0)
+    assert results.count(results.published("nguyen2022")) == results.Count(10, 0, 0)
     assert len(results.runs_behind("nguyen2022")) == 0
 
     # demo runs and points of a sweep never stand beside a published number
@@ -430,12 +430,12 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
     assert behind[5] == results.runs("vae_urkle", scale="lite", variant="")[0].device
     assert cells(table(), "VAE + Urkle", "Clean Acc")["Gap"] == "0.0"
     assert cells(table(), "AT", "Clean Acc")["Status"] == "not run"
-    assert results.count(results.published("nguyen2022")) == (10, 0, 2)
+    assert results.count(results.published("nguyen2022")) == results.Count(10, 0, 2)
 
     write(None, scale="full", metrics={"robust": {"value": 0.981, "unit": "fraction"}})
     row = cells(table(), "VAE + Urkle", "Adversarial Acc")
     assert (row["Status"], row["Ours (%)"], row["Gap"]) == ("re-run at full", "98.1", "+0.1")
-    assert results.count(results.published("nguyen2022")) == (10, 1, 1)
+    assert results.count(results.published("nguyen2022")) == results.Count(10, 1, 1)
 
 
 def test_several_seeds_give_their_mean_and_range(book):

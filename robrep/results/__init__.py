@@ -4,8 +4,8 @@ A number on a page is either a published one (``book/published/<paper>.json``) o
 (``book/results/<chapter>/<run>.json``, with the weights beside it as ``.safetensors``). Both kinds are checked against
 a schema when written and when read, and prose takes its numbers from them through :func:`say`, so it cannot go stale.
 
-Recorded runs are looked for in two places: the *live* folder (``$ROBREP_RESULTS``, what this machine has run) and the
-*recorded* one (``book/results`` of the checkout, or the copy shipped inside an installed robrep). Where both hold a
+Recorded runs are looked for in two places: the live folder (``$ROBREP_RESULTS``, what this machine has run) and the
+recorded one (``book/results`` of the checkout, or the copy shipped inside an installed robrep). Where both hold a
 run of the same name, the live one wins.
 """
 

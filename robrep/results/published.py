@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from robrep.checks import one_of
 from robrep.results.origin import recorded_folder
@@ -98,8 +98,9 @@ def _paper(paper: str) -> dict[str, Any]:
     return facts
 
 
-class Ours(NamedTuple):
-    """Our side of one published number: the main runs at the best comparable scale (``full`` before ``lite``)."""
+@dataclass(frozen=True)
+class Ours:
+    """Our side of one published number, from the main runs at the best comparable scale (``full`` before ``lite``)."""
 
     metric: Metric
     runs: list[Run]
@@ -138,7 +139,8 @@ def _over_seeds(metrics: Sequence[Metric]) -> Metric:
     return Metric(mean, min(values), max(values), len(values), first.split, first.unit, "training seeds", first.attack)
 
 
-class Count(NamedTuple):
+@dataclass(frozen=True)
+class Count:
     """How many published numbers there are, and how many were re-run at each comparable scale."""
 
     published: int
@@ -167,8 +169,8 @@ def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os
         folder: read recorded runs from this folder alone.
 
     Returns:
-        One row a number: the paper's value with its spread, ours with its interval, the gap (ours minus the paper's,
-        in percentage points) and the status. :func:`runs_behind` tells the attack, minutes and hardware.
+        One row a number, with the paper's value and spread, ours with its interval, the gap (ours minus the paper's, in
+        percentage points) and the status. :func:`runs_behind` tells the attack, minutes and hardware.
 
     Raises:
         ValueError: the paper or table is unknown, or a file breaks its schema.
@@ -208,7 +210,7 @@ def runs_behind(paper: str, table: str | None = None, *, folder: str | os.PathLi
     """How the numbers in :func:`paper_against_ours` were recorded; arguments and errors as there.
 
     Returns:
-        One row for each method that was run: attack, data, seeds, minutes a run, hardware, commit and date.
+        One row for each method that was run, with attack, data, seeds, minutes a run, hardware, commit and date.
     """
     values = published(paper, table=table)
     rows: dict[tuple[str, str, str], list[str]] = {}
@@ -235,7 +237,9 @@ def runs_behind(paper: str, table: str | None = None, *, folder: str | os.PathLi
         if attack and attack not in row[1]:
             row[1] += f"; {attack}" if row[1] else attack
     columns = ["Method", "Attack", "Data", "Seeds", "Minutes each", "Hardware", "Commit", "Date"]
-    return Table(rows.values(), columns, caption="The runs behind our numbers", numbers=("Seeds", "Minutes each"))
+    return Table(
+        rows.values(), columns, caption="The runs behind our numbers", numbers=("Seeds", "Minutes each", "Date")
+    )
 
 
 def status(answer: Ours | None) -> str:

@@ -72,7 +72,8 @@ class Run:
         gpu = self.hardware.get("gpu")
         if self.hardware.get("device") == "cuda" and gpu:
             return str(gpu)
-        return f"{self.hardware.get('cpu') or 'CPU'}, {self.hardware.get('threads', '?')} threads"
+        threads = self.hardware.get("threads", "?")
+        return f"{self.hardware.get('cpu') or 'CPU'}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def run_name(scale: str, dataset: str, row: str, seed: int, variant: str = "") -> str:
