@@ -170,6 +170,24 @@ def test_number_of_parameters() -> None:
     assert count(MLPHead()) == linear + 2 * (64 + 32)
 
 
+def test_initial_weights_keep_the_scale() -> None:
+    """The mean square of a layer's output is twice that of its input, half of which a ReLU takes (He et al. 2015)."""
+    networks = [ConvEncoder(1, 64, widths=(64, 128, 128), groups=0), ConvDecoder((1, 16, 16), 64)]
+    kinds = []
+    for layer in (m for network in networks for m in network.modules()):
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        assert (layer.bias == 0).all()
+        kinds.append(type(layer))
+        side = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.padding == (0, 0) else 12
+        x = torch.randn(50 if side == 12 else 400, layer.in_channels, side, side).relu()
+        y = nn.functional.conv2d(x, layer.weight, padding=1) if isinstance(layer, PooledConv) else layer(x)
+        y = y[:, :, 2:-2, 2:-2] if side == 12 else y  # away from the padding
+        few = layer.in_channels * layer.out_channels < 1000  # too few weights for their own mean to be sharp
+        torch.testing.assert_close(y.square().mean(), 2 * x.square().mean(), rtol=0.5 if few else 0.15, atol=0)
+    assert kinds == [nn.Conv2d] * 3 + [PooledConv] + [nn.ConvTranspose2d] * 4
+
+
 def test_head() -> None:
     head, z = MLPHead(16, 7), torch.randn(9, 16)
     assert head(z).shape == (9, 7)

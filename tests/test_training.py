@@ -1,0 +1,810 @@
+"""Training: it learns, it is reproducible to the bit, and it survives being killed."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import io
+import json
+import logging
+import math
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robrep import progress, training
+from robrep.attacks import PGD, Linf
+from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
+from robrep.losses import cross_entropy
+from robrep.methods import TRADES, Supervised, VAEUrkle
+from robrep.progress import Progress
+from robrep.randomness import fold, permutation
+from robrep.training import fit, learning_rate, make_fabric
+
+X = (255 * torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+Y = (X[:, 0, :4].float().mean((1, 2)) > X[:, 0, 4:].float().mean((1, 2))).long()  # the brighter half
+USUAL: dict[str, Any] = dict(epochs=3, batch_size=8, lr=0.01, seed=1)
+
+
+class Dropped(nn.Module):
+    """A small classifier that draws from the global random state, as dropout does."""
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        self.beta = beta
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+        return {"cross_entropy": self.beta * cross_entropy(self.net(x), y).mean()}
+
+
+def seeded(build: Any, seed: int = 0) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def dropped(beta: float = 1.0, seed: int = 0) -> Dropped:
+    return seeded(lambda: Dropped(beta), seed)
+
+
+def urkle(**settings: Any) -> VAEUrkle:
+    def build() -> VAEUrkle:
+        encoder, decoder = ConvEncoder(1, 4, widths=(4, 4, 4), groups=2), ConvDecoder((1, 8, 8), 4, widths=(4, 4, 4))
+        return VAEUrkle(encoder, decoder, PGD(2), Linf(0.1), **settings)
+
+    return seeded(build)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(u, v) for u, v in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def flat(state: Any) -> list[Any]:
+    """The leaves of nested dicts and lists, tensors as nested lists."""
+    if isinstance(state, dict):
+        return [leaf for k, v in sorted(state.items(), key=str) for leaf in [k, *flat(v)]]
+    if isinstance(state, (list, tuple)):
+        return [leaf for v in state for leaf in flat(v)]
+    return [state.tolist()] if isinstance(state, Tensor) else [state]
+
+
+# --- learning -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [dropped, lambda: urkle(beta_robust=0.01)])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_loss_falls(build: Any, optimizer: Any) -> None:
+    method = build()
+    lr = 0.003 if optimizer == "sgd" and isinstance(method, VAEUrkle) else 0.01 if optimizer == "adamw" else 0.05
+    history = fit(method, X, Y, **USUAL | {"epochs": 12, "lr": lr, "optimizer": optimizer})
+    assert len(history) == 12
+    assert history[-1]["loss"] < 0.85 * history[0]["loss"]
+    terms = {"cross_entropy"} if isinstance(method, Dropped) else {"reconstruction", "urkle"}
+    for row in history:
+        assert set(row) == terms | {"loss", "lr", "seconds"}
+        assert row["loss"] == pytest.approx(sum(row[t] for t in terms), rel=1e-5)
+        assert row["seconds"] > 0
+    assert not method.training
+
+
+def test_by_hand() -> None:
+    """SGD over the documented order, with the documented rates: the same weights."""
+    method, model = seeded(lambda: nn.Linear(64, 2)), seeded(lambda: nn.Linear(64, 2))
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = method
+
+        def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+            assert torch.equal(y, Y[ids]) and torch.equal(x, X[ids].float() / 255)
+            seen.append((ids.tolist(), seed))
+            return {"a": cross_entropy(self.net(x.flatten(1)), y).mean(), "b": self.net.weight.square().sum()}
+
+    seen: list[tuple[list[int], int]] = []
+    fit(Linear(), X, Y, epochs=2, batch_size=12, lr=0.1, optimizer="sgd", weight_decay=0.01, seed=5, warmup_epochs=0.5)
+    updater = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    expected = []
+    for epoch in range(2):
+        epoch_seed = fold(5, "epoch", epoch)
+        for i, ids in enumerate(permutation(epoch_seed, 40)[:36].split(12)):
+            expected.append((ids.tolist(), epoch_seed))
+            step = 3 * epoch + i
+            rate = (step + 1) / 2 if step < 2 else (1 + math.cos(math.pi * (step - 2) / 4)) / 2
+            updater.param_groups[0]["lr"] = 0.1 * rate
+            loss = nn.functional.cross_entropy(model(X[ids].flatten(1) / 255), Y[ids]) + model.weight.square().sum()
+            updater.zero_grad()
+            loss.backward()
+            updater.step()
+    assert seen == expected
+    for a, b in zip(method.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_every_example_is_met_once_an_epoch() -> None:
+    seen: list[int] = []
+
+    class Watch(Dropped):
+        def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+            assert self.training and len(x) == len(y) == len(ids)
+            seen.extend(ids.tolist())
+            return super().forward(x, y, ids, seed)
+
+    fit(Watch(), X, Y, **USUAL)
+    epochs = [seen[i : i + 40] for i in (0, 40, 80)]
+    assert all(sorted(e) == list(range(40)) for e in epochs) and epochs[0] != epochs[1] != epochs[2]
+    seen.clear()
+    fit(Watch(), X, Y, **USUAL | {"batch_size": 12})
+    assert len(seen) == 3 * 36, "a last batch that is not full is dropped"
+    seen.clear()
+    fit(Watch(), X[:5], Y[:5], **USUAL | {"batch_size": 1000})
+    assert len(seen) == 15, "the only batch is not dropped"
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_learning_rate(warmup: int) -> None:
+    steps = 20
+    cosine = [learning_rate(s, steps, warmup, "cosine") for s in range(steps + 1)]
+    for s in range(warmup):
+        assert cosine[s] == pytest.approx((s + 1) / warmup)
+        assert learning_rate(s, steps, warmup, "constant") == cosine[s]
+    for s in range(warmup, steps + 1):
+        assert cosine[s] == pytest.approx(math.cos(math.pi / 2 * (s - warmup) / (steps - warmup)) ** 2, abs=1e-12)
+        assert learning_rate(s, steps, warmup, "constant") == 1
+    assert cosine[warmup] == 1 and cosine[-1] == pytest.approx(0, abs=1e-15)
+    assert all(a >= b for a, b in zip(cosine[warmup:], cosine[warmup + 1 :], strict=False))
+    assert learning_rate(0, 1, 1, "cosine") == 1 and learning_rate(3, 3, 3, "cosine") == 1
+
+
+def test_history_has_the_rate() -> None:
+    history = fit(dropped(), X, Y, **USUAL | {"warmup_epochs": 1})
+    rates = [0.01 * learning_rate(s, 15, 5, "cosine") for s in (4, 9, 14)]
+    assert [row["lr"] for row in history] == pytest.approx(rates)
+    history = fit(dropped(), X, Y, **USUAL | {"schedule": "constant"})
+    assert [row["lr"] for row in history] == [0.01] * 3
+
+
+def test_after_epoch_and_after_step() -> None:
+    method, steps = dropped(), []
+    before, net = copy.deepcopy(method.net), method.net
+    method.after_step = lambda step, of: steps.append((step, of, same(net, before)))
+    history = fit(method, X, Y, **USUAL, after_epoch=lambda done: {"accuracy": done / 10})
+    assert [row["accuracy"] for row in history] == [0.1, 0.2, 0.3]
+    assert steps == [(s, 15, False) for s in range(15)], "called after the step"
+
+
+def test_after_epoch_may_put_the_method_in_evaluation_mode() -> None:
+    def evaluate(done: int) -> dict[str, float]:
+        method.eval()
+        return {}
+
+    method = dropped()
+    fit(method, X, Y, **USUAL, after_epoch=evaluate)
+    plain = dropped()
+    fit(plain, X, Y, **USUAL)
+    assert same(method, plain)
+
+
+# --- reproducibility ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [dropped, urkle])
+def test_seed(build: Any) -> None:
+    runs = []
+    for seed, state in ((1, 0), (1, 9), (2, 0)):
+        torch.manual_seed(state)
+        method = build()
+        before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+        history = fit(method, X, Y, **USUAL | {"seed": seed})
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1] == before[1]).all() and random.getstate() == before[2]
+        runs.append((method, [row["loss"] for row in history]))
+    assert same(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+    assert not same(runs[0][0], runs[2][0]) and runs[0][1] != runs[2][1]
+
+
+def test_the_method_is_left_as_a_plain_module() -> None:
+    method = urkle()
+    fit(method, X, Y, **USUAL | {"epochs": 1})
+    assert not [m for m in method.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(method)))
+    assert same(copied, method) and "forward" not in vars(method)
+    terms = copied(X.float() / 255, Y, torch.arange(40), 0)
+    assert set(terms) == {"reconstruction", "urkle"}
+
+
+class Rows:
+    """Images that are decoded as they are asked for."""
+
+    fingerprint = "rows-1"
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return X[index]
+
+
+def test_images_as_bytes_as_floats_or_as_anything_indexable() -> None:
+    methods = [dropped() for _ in range(3)]
+    for method, x in zip(methods, (X, X.float() / 255, Rows()), strict=True):
+        fit(method, x, Y, **USUAL)
+    assert same(methods[0], methods[1]) and same(methods[0], methods[2])
+
+
+def test_inputs_need_not_be_images() -> None:
+    class OnCodes(Dropped):
+        def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+            assert x.shape == (8, 2, 3) and x.dtype == torch.float32
+            return super().forward(x.flatten(1).repeat(1, 11)[:, :64], y, ids, seed)
+
+    fit(OnCodes(), torch.randn(40, 2, 3), Y, **USUAL)
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    for decay in (0.0, 0.5):
+        method = urkle()
+        method.encoder.features.requires_grad_(False)
+        before = copy.deepcopy(method)
+        fit(method, X, Y, **USUAL | {"weight_decay": decay})
+        assert same(method.encoder.features, before.encoder.features)
+        assert not any(p.requires_grad for p in method.encoder.features.parameters())
+        assert not same(method.encoder.code, before.encoder.code) and not same(method.decoder, before.decoder)
+    with pytest.raises(ValueError, match="method has no parameter that requires a gradient"):
+        fit(dropped().requires_grad_(False), X, Y, **USUAL)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs is 0, expected at least 1"),
+        ({"epochs": 1.5}, TypeError, "epochs is 1.5, expected an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0, expected at least 1"),
+        ({"batch_size": True}, TypeError, "batch_size is True"),
+        ({"lr": -1.0}, ValueError, "lr is -1.0, expected a finite number of at least 0"),
+        ({"lr": math.nan}, ValueError, "lr is nan"),
+        ({"lr": "1"}, TypeError, "lr is '1'"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
+        ({"warmup_epochs": -1}, ValueError, "warmup_epochs is -1"),
+        ({"optimizer": "adam"}, ValueError, r"optimizer is 'adam', expected one of 'adamw', 'sgd' \(did you mean"),
+        ({"schedule": "linear"}, ValueError, "schedule is 'linear', expected one of 'cosine', 'constant'"),
+        ({"precision": "bf16"}, ValueError, "precision is 'bf16', expected one of 'auto', '32-true'"),
+        ({"precision": "64-true"}, ValueError, "precision is '64-true'"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    method = dropped()
+    before = copy.deepcopy(method)
+    with pytest.raises(error, match=message):
+        fit(method, X, Y, **USUAL | settings)
+    assert same(method, before)
+
+
+def test_bad_data() -> None:
+    with pytest.raises(ValueError, match="x has 0 examples and y has 0 labels, expected .* at least one"):
+        fit(dropped(), X[:0], Y[:0], **USUAL)
+    with pytest.raises(ValueError, match="x has 40 examples and y has 39 labels"):
+        fit(dropped(), X, Y[1:], **USUAL)
+    with pytest.raises(ValueError, match=r"x has values from .* to 25., expected finite values in \[0, 1\]"):
+        fit(urkle(), X.float(), Y, **USUAL)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_loss_that_is_not_finite(bad: float, tmp_path: Path) -> None:
+    class Explodes(Dropped):
+        def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+            self.calls = getattr(self, "calls", 0) + 1
+            return {"ce": super().forward(x, y, ids, seed)["cross_entropy"] * (bad if self.calls == 8 else 1)}
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 2; terms: \{'loss'"):
+        fit(Explodes(), X, Y, **USUAL, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    assert len(state["history"]) == 1 and all(v.isfinite().all() for v in state["method"].values())
+
+
+# --- precision ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: urkle(beta_robust=0.1, beta_vae=0.1),
+        lambda: seeded(
+            lambda: TRADES(
+                ConvEncoder(1, 8, gaussian=False, widths=(4, 4, 4), groups=2),
+                MLPHead(8, 2),
+                PGD(2, restarts=2, keep="best"),
+                Linf(0.1),
+            )
+        ),
+    ],
+)
+def test_mixed_precision(build: Any) -> None:
+    method, reference = build(), build()
+    before = copy.deepcopy(method.state_dict())
+    half = fit(method, X, Y, **USUAL, precision="bf16-mixed")
+    full = fit(reference, X, Y, **USUAL)
+    assert all(v.isfinite().all() for v in method.state_dict().values())
+    assert {v.dtype for k, v in method.state_dict().items() if v.is_floating_point()} == {torch.float32}
+    assert not same(method, reference), "nothing was computed in half precision"
+    assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.2)
+    for name, p in method.named_parameters():
+        if not name.startswith(("head.0.bias", "head.3.bias")):
+            assert not torch.equal(p, before[name]), f"{name} did not learn"
+
+
+def test_best_precision() -> None:
+    assert training.best_precision(torch.device("cpu")) in ("bf16-mixed", "32-true")
+    method = dropped()
+    fit(method, X, Y, **USUAL | {"precision": "auto"})
+    assert all(v.isfinite().all() for v in method.state_dict().values())
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Raised to end a run in the middle."""
+
+
+def stop_after(epochs: int) -> Any:
+    def after_epoch(done: int) -> dict[str, float]:
+        if done > epochs:
+            raise Stop
+        return {}
+
+    return after_epoch
+
+
+def cut_short(method: nn.Module, path: Path, after: int = 1, **settings: Any) -> None:
+    with pytest.raises(Stop):
+        fit(method, X, Y, **USUAL | settings, checkpoint=path, after_epoch=stop_after(after))
+    assert len(torch.load(path, weights_only=True)["history"]) == after
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("build", [dropped, urkle])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_resume_is_exact(build: Any, optimizer: Any, epochs: int, tmp_path: Path) -> None:
+    precision = "bf16-mixed" if epochs == 2 else "32-true"
+    settings = USUAL | {"optimizer": optimizer, "warmup_epochs": 0.5, "precision": precision, "lr": 1e-3}
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut_short(build(), cut / "run.pt", epochs, **settings)
+    resumed, reference = build(), build()
+    torch.manual_seed(99)
+    history = fit(resumed, X, Y, **settings, checkpoint=cut / "run.pt")
+    expected = fit(reference, X, Y, **settings, checkpoint=whole / "run.pt")
+    assert same(resumed, reference)
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in h] for h in (history, expected)]
+    assert strip[0] == strip[1]
+    one, other = (torch.load(f / "run.pt", weights_only=True) for f in (cut, whole))
+    assert flat(one["optimizer"]) == flat(other["optimizer"])
+    without = build()
+    fit(without, X, Y, **settings)
+    assert same(without, reference), "writing checkpoints changed the run"
+
+
+def test_a_finished_run_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = dropped(), dropped()
+    history = fit(first, X, Y, **USUAL, checkpoint=tmp_path / "run.pt")
+    monkeypatch.setattr(Dropped, "forward", None)
+    assert fit(again, X, Y, **USUAL, checkpoint=tmp_path / "run.pt") == history
+    assert same(first, again) and not again.training
+
+
+SCRIPT = textwrap.dedent("""
+    import os, signal, sys
+    import torch
+    sys.path.insert(0, sys.argv[1])
+    import test_training as t
+    from pathlib import Path
+
+    folder, when = Path(sys.argv[2]), sys.argv[3]
+    settings = t.USUAL | {"epochs": 4, "lr": 1e-3}
+    t.training.code_hash = lambda: "the same"  # whoever edits the library meanwhile
+    method, save, written = t.dropped(), torch.save, []
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(state, path):
+        written.append(path)
+        save(state, path)
+        if len(written) == 2:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    if when == "step":
+        method.after_step = lambda step, steps: die() if step == 12 else None
+    elif when == "write":
+        torch.save = half
+    t.fit(method, t.X, t.Y, **settings, checkpoint=folder / "run.pt")
+    whole = t.dropped()
+    t.fit(whole, t.X, t.Y, **settings, checkpoint=folder / "whole.pt")
+    one, other = (torch.load(folder / n, weights_only=True) for n in ("run.pt", "whole.pt"))
+    assert t.same(method, whole)
+    assert t.flat(one["method"]) == t.flat(other["method"])
+    assert t.flat(one["optimizer"]) == t.flat(other["optimizer"])
+    print("same", len(one["history"]))
+""")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    """Real processes: one killed in the middle of epoch 3, the next while it writes its second checkpoint, then one
+    that may finish; its weights and optimizer are those of a run that nobody disturbed."""
+    for when, epochs in (("step", 2), ("write", 3), ("never", 4)):
+        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path), when]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == (0 if when == "never" else -signal.SIGKILL), done.stderr
+        assert len(torch.load(tmp_path / "run.pt", weights_only=True)["history"]) == epochs
+    assert done.stdout.strip() == "same 4"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": 0.02}, "lr = 0.01, now 0.02"),
+        ({"seed": 2}, "seed = 1, now 2"),
+        ({"epochs": 4}, "epochs = 3, now 4"),
+        ({"batch_size": 4}, "batch_size = 8, now 4"),
+        ({"optimizer": "sgd"}, "optimizer = 'adamw', now 'sgd'"),
+        ({"weight_decay": 0.1}, "weight_decay = 0.0, now 0.1"),
+        ({"warmup_epochs": 1}, "warmup_epochs = 0.0, now 1.0"),
+        ({"schedule": "constant"}, "schedule = 'cosine', now 'constant'"),
+        ({"precision": "bf16-mixed"}, "precision = '32-true', now 'bf16-mixed'"),
+        ({"x": 255 - X}, "data = "),
+        ({"x": X.float() / 255}, "data = "),
+        ({"y": 1 - Y}, "labels = "),
+        ({"method": lambda: urkle(beta_robust=3.0)}, "beta_robust = '1.0', now '3.0'"),
+        ({"method": lambda: urkle(beta_vae=0.5)}, "beta_vae = '0.0', now '0.5'"),
+        ({"method": dropped}, "method.class = 'VAEUrkle', now 'Dropped'"),
+    ],
+)
+def test_checkpoint_from_other_settings(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    cut_short(urkle(), path)
+    kept = path.read_bytes()
+    change = dict(change)
+    method = change.pop("method", urkle)()
+    before = copy.deepcopy(method)
+    x, y = change.pop("x", X), change.pop("y", Y)
+    with pytest.raises(ValueError, match=named) as refused:
+        fit(method, x, y, **USUAL | change, checkpoint=path)
+    assert "run.pt is from other settings" in str(refused.value) and "remove it or name another" in str(refused.value)
+    assert path.read_bytes() == kept and same(method, before)
+
+
+def test_checkpoint_of_other_networks_weights_or_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.pt"
+    cut_short(urkle(), path)
+    wider, other_attack, other_start, other_floor = urkle(), urkle(), urkle(), urkle()
+    wider.decoder = ConvDecoder((1, 8, 8), 4, widths=(8, 4, 4))
+    other_attack.attack = PGD(3)
+    with torch.no_grad():
+        other_start.encoder.code.bias[0] += 1e-3
+    other_floor.encoder.min_scale = 0.5  # no module shows it, yet it is another encoder
+    for method in (wider, other_attack, other_start, other_floor):
+        with pytest.raises(ValueError, match="is from other settings"):
+            fit(method, X, Y, **USUAL, checkpoint=path)
+    monkeypatch.setattr(training, "code_hash", lambda: "another")
+    with pytest.raises(ValueError, match="code = '.*', now 'another'"):
+        fit(urkle(), X, Y, **USUAL, checkpoint=path)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (self.path,))
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+
+def broken(kind: str, whole: bytes, folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "empty":
+        return b""
+    if kind == "garbage":
+        return random.Random(0).randbytes(len(whole))
+    if kind == "text":
+        return b"not a checkpoint\n" * 50
+    if kind.startswith("cut"):
+        return whole[: int(float(kind[4:]) * len(whole))]
+    if kind == "one byte":  # in a weight, where nothing but a checksum tells
+        weights = torch.load(io.BytesIO(whole), weights_only=True)["method"]["encoder.features.0.weight"]
+        at = whole.index(weights.numpy().tobytes())
+        return whole[: at + 2] + bytes([whole[at + 2] ^ 0x55]) + whole[at + 3 :]
+    if kind == "evil":
+        torch.save({"settings": {}, "version": 1, "method": Evil(folder / "owned")}, buffer)
+    elif kind == "evil pickle":
+        return pickle.dumps(Evil(folder / "owned"))
+    else:
+        things: dict[str, Any] = {
+            "tensor": torch.zeros(3),
+            "list": [1, 2],
+            "none": None,
+            "state dict": urkle().state_dict(),
+            "no dict of settings": {"version": 1, "settings": 3},
+        }
+        torch.save(things[kind], buffer)
+    return buffer.getvalue()
+
+
+KINDS = ["empty", "garbage", "text", "cut 0.99", "cut 0.5", "cut 0.01", "one byte", "evil", "evil pickle"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [*KINDS, "tensor", "list", "none", "state dict", "no dict of settings"])
+def test_broken_checkpoint(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    cut_short(urkle(), path)
+    path.write_bytes(broken(kind, path.read_bytes(), tmp_path))
+    method = urkle()
+    with pytest.raises(ValueError, match=r"checkpoint .*run\.pt is cut short or no checkpoint of robrep"):
+        fit(method, X, Y, **USUAL, checkpoint=path)
+    assert not (tmp_path / "owned").exists(), "the checkpoint's own code was run"
+    assert same(method, urkle())
+
+
+def test_checkpoint_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    cut_short(urkle(), path)
+    torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    with pytest.raises(ValueError, match="has version 99, expected 1"):
+        fit(urkle(), X, Y, **USUAL, checkpoint=path)
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk_as_torch_says_it(*_: Any) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598")
+
+
+def half_written(state: Any, path: Path) -> None:
+    path.write_bytes(b"PK half")
+    full_disk()
+
+
+@pytest.mark.parametrize("failure", [full_disk, full_disk_as_torch_says_it, half_written])
+def test_full_disk(failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, save, method = tmp_path / "run.pt", torch.save, dropped()
+
+    def second_fails(state: Any, where: Any) -> None:
+        (save if len(state["history"]) < 2 else failure)(state, where)
+
+    monkeypatch.setattr(torch, "save", second_fails)
+    with pytest.raises(OSError):
+        fit(method, X, Y, **USUAL, checkpoint=path)
+    assert os.listdir(tmp_path) == ["run.pt"]
+    monkeypatch.undo()
+    assert len(torch.load(path, weights_only=True)["history"]) == 1
+    resumed, whole = dropped(), dropped()
+    fit(resumed, X, Y, **USUAL, checkpoint=path)
+    fit(whole, X, Y, **USUAL)
+    assert same(resumed, whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """The system refuses to let the file grow: torch reports that in its own words."""
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import test_training as t\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: t.fit(t.dropped(), t.X, t.Y, **t.USUAL, checkpoint=sys.argv[2])\n"
+        "except OSError as error: print('refused:', error)\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "run.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("refused:") and "run.pt" in done.stdout, done.stdout + done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError):
+        fit(dropped(), X, Y, **USUAL, checkpoint=tmp_path / "a" / "run.pt")
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+
+
+# --- cache --------------------------------------------------------------------------------------------------------
+
+
+def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(Dropped):
+        calls = 0
+
+        def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
+            Counted.calls += 1
+            return super().forward(x, y, ids, seed)
+
+    def run(seed: int = 0, beta: float = 1.0, x: Any = X, y: Tensor = Y, **settings: Any) -> tuple[Any, Any, int]:
+        method, Counted.calls = seeded(lambda: Counted(beta), seed), 0
+        history = fit(method, x, y, **USUAL | settings, cache=tmp_path)
+        return method, history, Counted.calls
+
+    first, history, calls = run()
+    assert calls == 15
+    again, same_history, calls = run()
+    assert calls == 0 and same_history == history and same(first, again)
+    files = 1
+    changes: list[dict[str, Any]] = [
+        {"lr": 0.02}, {"seed": 3}, {"beta": 2.0}, {"x": 255 - X}, {"y": 1 - Y}, {"epochs": 2}, {"x": Rows()},
+        {"precision": "bf16-mixed"}, {"batch_size": 10}, {"optimizer": "sgd"},
+    ]  # fmt: skip
+    for change in changes:
+        assert run(**change)[2] > 0, change
+        files += 1
+        assert len(os.listdir(tmp_path)) == files
+        assert run(**change)[2] == 0, change
+    monkeypatch.setattr(training, "code_hash", lambda: "another")
+    assert run()[2] == 15
+    assert len(os.listdir(tmp_path)) == files + 1
+
+
+def test_cache_resumes_what_was_cut_short(tmp_path: Path) -> None:
+    epochs: list[int] = []
+
+    def stop(done: int) -> dict[str, float]:
+        epochs.append(done)
+        if done == 3 and len(epochs) == 3:
+            raise Stop
+        return {}
+
+    with pytest.raises(Stop):
+        fit(dropped(), X, Y, **USUAL, cache=tmp_path, after_epoch=stop)
+    method, whole = dropped(), dropped()
+    fit(method, X, Y, **USUAL, cache=tmp_path, after_epoch=stop)
+    assert epochs == [1, 2, 3, 3]
+    fit(whole, X, Y, **USUAL)
+    assert same(method, whole)
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+DISTRIBUTED = textwrap.dedent("""
+    import os, sys
+    sys.path.insert(0, sys.argv[1])
+    import torch
+    import test_training as t
+    method = t.urkle(beta_robust=0.1)
+    history = t.fit(method, t.X, t.Y, **t.USUAL, checkpoint=os.path.join(sys.argv[2], "run.pt"))
+    torch.save([method.state_dict(), history], os.path.join(sys.argv[2], f"rank{os.environ['RANK']}.pt"))
+    try:
+        t.fit(t.urkle(), t.X, t.Y, **t.USUAL | {"batch_size": 7})
+    except ValueError as error:
+        print(error)
+""")
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The same order of the data, the same noise for each image, the same global batch."""
+    script = tmp_path / "run.py"
+    script.write_text(DISTRIBUTED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*torchrun, str(script), str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (first, history), (second, other_history) = (
+        torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)
+    )
+    method = urkle(beta_robust=0.1)
+    expected = fit(method, X, Y, **USUAL)
+    for name, value in method.state_dict().items():
+        assert torch.equal(first[name], second[name]), f"{name}: the processes drifted apart"
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+    for row, other, one in zip(history, other_history, expected, strict=True):
+        assert row["loss"] == other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert row["urkle"] == pytest.approx(one["urkle"], rel=1e-3)
+    assert "batch_size is 7, expected a multiple of the 2 processes" in done.stdout
+    assert len(torch.load(tmp_path / "run.pt", weights_only=True)["history"]) == 3
+
+
+# --- progress and imports -----------------------------------------------------------------------------------------
+
+
+def test_progress_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "front_end", lambda: "batch")
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress("training", 5, "epoch") as bar:
+        for seconds in (1, 5, 7, 1, 1):
+            now[0] += seconds
+            bar.update(1, "loss 0.1")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["training: epoch 3/5, 13 s, loss 0.1", "training: epoch 5/5, 15 s, loss 0.1"]
+    with Progress("silent", 2, show=False) as bar:
+        bar.update(2)
+    captured = capsys.readouterr()
+    assert not captured.err and not captured.out
+
+
+def test_progress_in_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "front_end", lambda: "terminal")
+    with Progress("training", 2, "epoch") as bar:
+        bar.update(1, "loss 0.5")
+        bar.update(1)
+    assert "training" in capsys.readouterr().err
+    assert bar.bar is not None and bar.bar.n == 2
+
+
+def test_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("google.colab", "ipykernel"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert progress.front_end() == "batch"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert progress.front_end() == "terminal"
+    monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    assert progress.front_end() == "terminal"  # a terminal inside Jupyter
+    monkeypatch.setitem(sys.modules, "ipykernel", logging)
+    assert progress.front_end() == "notebook"
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert progress.front_end() == "batch"  # papermill's kernel
+    monkeypatch.setitem(sys.modules, "google.colab", logging)
+    assert progress.front_end() == "notebook"
+
+
+def test_fit_reports_its_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fit(dropped(), X, Y, **USUAL, progress="VAE", checkpoint=tmp_path / "run.pt")
+    assert "VAE: epoch 3/3" in capsys.readouterr().err
+    fit(dropped(), X, Y, **USUAL, progress="VAE", checkpoint=tmp_path / "run.pt")
+    assert "VAE: epoch 3/3" in capsys.readouterr().err, "a run that was loaded says so too"
+    fit(dropped(), X, Y, **USUAL)
+    captured = capsys.readouterr()
+    assert not captured.err and not captured.out
+
+
+def test_heavy_packages_wait_until_they_are_used() -> None:
+    rooms = "checks, randomness, files, progress, gaussians, losses, attacks, encoders, regularizers, methods, training"
+    code = (
+        "import sys, json, torch; before = set(sys.modules)\n"
+        f"from robrep import {rooms}, heads, evaluation; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torchvision", "sklearn", "lightning", "plotly", "umap", "IPython", "tqdm", "scipy", "matplotlib"}
+    assert not heavy & set(json.loads(done.stdout))
+
+
+def test_fabric_outside_of_torchrun() -> None:
+    fabric = make_fabric("32-true", "cpu")
+    assert fabric.world_size == 1 and fabric.device.type == "cpu"
+
+
+def test_methods_with_batch_norm_keep_their_statistics() -> None:
+    def build() -> Supervised:
+        return Supervised(ConvEncoder(1, 8, gaussian=False, widths=(4, 4, 4), groups=2), MLPHead(8, 2))
+
+    method = seeded(build)
+    fit(method, X, Y, **USUAL)
+    assert method.head[1].num_batches_tracked == 15
