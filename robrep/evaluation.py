@@ -202,7 +202,7 @@ def robust_accuracy(
         progress: a name for the evaluation, shown with the number of images done; None for silence.
 
     Returns:
-        The robust accuracy against this attack: an upper bound of the true one.
+        The robust accuracy against this attack, an upper bound of the true one.
     """
     right = torch.zeros(len(x), dtype=torch.bool)
     with Progress(progress or "", len(x), "image", show=progress is not None) as bar, attack_mode(model):
@@ -239,12 +239,17 @@ def against_radius(
     Args:
         model, x, y, attack, seed, batch_size: as for :func:`robust_accuracy`.
         threat: the kind of ball, such as ``Linf``.
-        radii: its radii.
+        radii: its radii; at 0 the images stay as they are.
 
     Returns:
         Lists ``x`` (the radii), ``y``, ``low`` and ``high`` (Wilson's interval) of one length.
     """
-    rates = [robust_accuracy(model, x, y, attack, threat(eps), seed=seed, batch_size=batch_size) for eps in radii]
+    rates = [
+        robust_accuracy(model, x, y, attack, threat(eps), seed=seed, batch_size=batch_size)
+        if eps
+        else accuracy(model, x, y, seed=seed, batch_size=batch_size)
+        for eps in radii
+    ]
     return {
         "x": list(radii),
         "y": [rate.value for rate in rates],

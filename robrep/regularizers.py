@@ -45,7 +45,7 @@ def worst_case(
         seed: seed of the random streams.
 
     Returns:
-        The divergence at the x' found: a lower bound of the maximum, shape (N,).
+        The divergence at the x' found, a lower bound of the maximum, shape (N,).
     """
     with attack_mode(model):
         x_adv = attack(

@@ -69,7 +69,8 @@ def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> 
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = best_precision(torch.device(accelerator))
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # it announces the precision each time
     warnings.filterwarnings("ignore", ".*srun.*", module="lightning.*")
     distributed: dict[str, Any] = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}
     distributed |= {"accelerator": accelerator, "devices": local if world > 1 else 1, "precision": precision}
@@ -127,7 +128,7 @@ def fit(
         progress: a name for the run, shown with the epochs; None for silence.
 
     Returns:
-        One dict for each epoch: the mean of every loss term, ``loss`` (their sum), ``lr`` and ``seconds``.
+        One dict for each epoch, with the mean of every loss term, ``loss`` (their sum), ``lr`` and ``seconds``.
 
     Raises:
         ValueError: sizes or settings that do not fit, a checkpoint from other settings, cut short or corrupt.

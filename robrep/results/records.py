@@ -145,7 +145,8 @@ def record(
 
     A run of the same name is replaced: recording again is how a number is renewed, and the file says when, from which
     commit and with which settings it was made. Both files are complete before either takes its place (the weights
-    first), so a failure on the way, such as a full disk, leaves the old record or none.
+    first), so a failure on the way, such as a full disk, leaves the old record or none. Under ``torchrun`` only the
+    first process writes.
 
     Args:
         chapter: the chapter's name, for example "vae_urkle"; becomes a folder.
@@ -208,6 +209,8 @@ def record(
     check_record(facts, str(path))
     text = json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     weights = path.with_name(f"{run}.safetensors")
+    if os.environ.get("RANK", "0") != "0":  # of several processes that train together, the first one writes
+        return path
     with atomic_write(path) as json_file:
         json_file.write_text(text, encoding="utf-8")
         if payload is not None:
