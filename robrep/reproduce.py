@@ -140,7 +140,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"robrep.reproduce: {error}", file=sys.stderr)
         return 2
     reproduce(arguments[0], **parameters)
-    print(f"robrep.reproduce: {' '.join(arguments)}: done in {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
+    minutes = (time.monotonic() - began) / 60
+    print(f"robrep.reproduce: {' '.join(arguments)}: done in {minutes:.1f} minutes", file=sys.stderr)
     return 0
 
 
