@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import ast
 import json
-import linecache
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: no such chapter, an unknown parameter, or cells that are not marked.
-        Exception: whatever a cell raises; the traceback names the notebook and the cell.
+        Exception: whatever a cell raises; a note names the notebook, the cell and the line.
     """
     notebook = find_chapter(chapter)
     known = defaults(notebook)
@@ -123,8 +123,13 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "__main__"} | known | parameters
     for cell in marked:
         name = f"<{notebook.name}, cell {cell['index']}>"
-        linecache.cache[name] = (len(cell["source"]), None, cell["source"].splitlines(keepends=True), name)
-        exec(compile(cell["source"], name, "exec"), namespace)  # noqa: S102
+        try:
+            exec(compile(cell["source"], name, "exec"), namespace)
+        except Exception as error:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+            if frames and frames[-1].lineno:
+                error.add_note(f"{name}: {cell['source'].splitlines()[frames[-1].lineno - 1].strip()}")
+            raise
     return namespace
 
 

@@ -1,0 +1,105 @@
+"""What the chapters claim, read from the records behind the claims: the live demo run and the committed runs."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from robrep import data, results
+from robrep.attacks import PGD, Linf
+from robrep.encoders import ConvEncoder, MLPHead
+from robrep.evaluation import robust_accuracy, wilson
+from robrep.heads import Classifier
+
+ROWS = ("standard", "at", "trades", "ae_trades", "vae", "vae_urkle")
+SEEDS = (0, 1, 2)
+CHANCE = 0.1
+
+
+def run(row: str, seed: int, folder: Path, scale: str = "demo", dataset: str = "digits") -> results.Run:
+    return results.load_run("vae_urkle", results.run_name(scale, dataset, row, seed), folder=folder)
+
+
+def no_more_than_chance(metric: results.Metric) -> bool:
+    """The interval of the rate reaches down to chance."""
+    low, _ = wilson(round(metric.value * metric.n), metric.n)
+    return low <= CHANCE
+
+
+def check_gap(plain: results.Run, urkle: results.Run) -> None:
+    assert urkle["robust"].value - plain["robust"].value >= 0.30
+    assert urkle["robust"].low > plain["robust"].high, "the intervals touch"
+    assert plain["clean"].value - urkle["clean"].value <= 0.08
+
+
+def check_attacks(run: results.Run) -> None:
+    """An attack of radius 1 leaves no more than chance, a stronger attack is not much stronger."""
+    assert no_more_than_chance(run["robust_radius_1"])
+    assert run["robust"].value <= run["clean"].value
+    assert run["robust_strong"].value >= run["robust_few"].value - 0.08
+    y = run.curves["radius"]["y"]
+    assert all(after <= before + 0.02 for before, after in zip(y, y[1:], strict=False)), "more radius, less accuracy"
+
+
+def test_live_demo_run(demo_results: Path) -> None:
+    """The run that this machine made for the page."""
+    live = {row: run(row, 0, demo_results) for row in ROWS}
+    check_gap(live["vae"], live["vae_urkle"])
+    for row in live.values():
+        check_attacks(row)
+    assert live["vae_urkle"]["bound_left"].value <= live["vae_urkle"]["bound_right"].value
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_recorded_demo_runs(root: Path, seed: int) -> None:
+    recorded = {row: run(row, seed, root / "book" / "results") for row in ROWS}
+    check_gap(recorded["vae"], recorded["vae_urkle"])
+    for row in recorded.values():
+        check_attacks(row)
+
+
+def test_the_bound_holds_in_every_recorded_run() -> None:
+    bounded = [r for r in results.runs("vae_urkle") if "bound_left" in r.metrics]
+    assert len(bounded) >= 20
+    assert all(r["bound_left"].value <= r["bound_right"].value for r in bounded)
+
+
+def test_the_sweep_shows_the_trade_off(root: Path) -> None:
+    def mean(beta: float, metric: str) -> float:
+        name = "demo-digits-vae_urkle-{}-beta_robust={}"
+        runs = [results.load_run("vae_urkle", name.format(s, beta), folder=root / "book" / "results") for s in SEEDS]
+        return statistics.mean(r[metric].value for r in runs)
+
+    assert mean(0.3, "robust") > mean(0.03, "robust") > mean(0.0, "robust")
+    assert mean(3.0, "clean") < mean(0.03, "clean")
+    assert mean(3.0, "bound_R") < mean(0.3, "bound_R") < mean(0.03, "bound_R")
+
+
+def test_a_saved_model_gives_its_recorded_number(root: Path) -> None:
+    """Loading the weights and attacking again gives the recorded robust accuracy, to within rounding."""
+    record = run("vae_urkle", 0, root / "book" / "results")
+    s, digits = record.settings, data.load("digits")
+    f = ConvEncoder(1, s["dim"], widths=s["widths"], strides=s["strides"], groups=s["groups"])
+    c = MLPHead(s["dim"], 10)
+    results.load_weights(record, encoder=f, head=c)
+    x, y = digits.x_test[: s["test_images"]], digits.y_test[: s["test_images"]]
+    with torch.no_grad():
+        again = robust_accuracy(Classifier(f, c), x, y, PGD(s["test_steps"]), Linf(s["eps"]), seed=record.seed)
+    assert abs(again.value - record["robust"].value) <= 0.01
+
+
+@pytest.mark.parametrize("row", ("standard", "at", "trades", "ae_trades", "vae_urkle"))
+def test_mnist_is_recorded_on_all_images(root: Path, row: str) -> None:
+    lite = run(row, 0, root / "book" / "results", "lite", "mnist")
+    assert lite.data["n_train"] == 60_000 and lite.data["n_test"] == lite["robust"].n == 10_000
+    assert lite.settings["eps"] == 0.1 and lite.settings["test_steps"] >= 40
+    assert lite.weights is not None and lite.path.with_name(lite.weights).stat().st_size <= 2_000_000
+    assert no_more_than_chance(lite["robust_radius_1"])
+
+
+def test_mnist_urkle_is_robust(root: Path) -> None:
+    lite = run("vae_urkle", 0, root / "book" / "results", "lite", "mnist")
+    assert lite["robust"].value >= 0.96 and "20 samples" in lite["robust"].attack

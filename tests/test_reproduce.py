@@ -1,0 +1,89 @@
+"""The command line that runs a chapter's experiment without its pages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robrep import reproduce
+
+
+def notebook(path: Path, *cells: tuple[str, list[str]]) -> Path:
+    """Write a notebook of code cells, each (source, tags)."""
+    code = [{"cell_type": "code", "metadata": {"tags": tags}, "source": source} for source, tags in cells]
+    path.write_text(json.dumps({"cells": code, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    return path
+
+
+PARAMETERS = ('SCALE = "demo"\nSEED = 0\nRATE = 0.5\nSWEEP = False\nSETTINGS = {}\n', ["parameters"])
+
+
+@pytest.fixture
+def chapter(tmp_path: Path) -> Path:
+    return notebook(
+        tmp_path / "chapter.ipynb",
+        PARAMETERS,
+        ("result = (SCALE, SEED, RATE, SWEEP, SETTINGS)", ["reproduce"]),
+        ("result = 'a cell that is not part of the experiment'", []),
+    )
+
+
+def test_only_marked_cells_run_with_the_given_parameters(chapter: Path) -> None:
+    assert reproduce.reproduce(str(chapter), SEED=3)["result"] == ("demo", 3, 0.5, False, {})
+
+
+def test_the_command_line_sets_parameters_by_their_type(chapter: Path) -> None:
+    known = reproduce.defaults(chapter)
+    texts = ["SCALE=lite", "SEED=4", "RATE=1", "SWEEP=yes", "SETTINGS={'epochs': 2}"]
+    values = reproduce.parse(texts, known)
+    assert values == {"SCALE": "lite", "SEED": 4, "RATE": 1.0, "SWEEP": True, "SETTINGS": {"epochs": 2}}
+    assert isinstance(values["RATE"], float)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SCALA=lite", "did you mean 'SCALE'"),
+        ("SCALE", "expected NAME=value"),
+        ("SEED=one", "SEED is 'one', expected int"),
+        ("SWEEP=perhaps", "expected bool"),
+        ("SETTINGS={", "expected dict"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(chapter: Path, text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        reproduce.parse([text], reproduce.defaults(chapter))
+    assert reproduce.main([str(chapter), text]) == 2
+
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(chapter: Path) -> None:
+    with pytest.raises(ValueError, match="parameter is 'SED'"):
+        reproduce.reproduce(str(chapter), SED=1)
+
+
+def test_a_notebook_that_is_no_chapter(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected the path of a notebook"):
+        reproduce.find_chapter(str(tmp_path / "none.ipynb"))
+    with pytest.raises(ValueError, match="0 cells tagged 'parameters'"):
+        reproduce.defaults(notebook(tmp_path / "a.ipynb", ("x = 1", [])))
+    with pytest.raises(ValueError, match="no cell tagged 'reproduce'"):
+        reproduce.reproduce(str(notebook(tmp_path / "b.ipynb", PARAMETERS)))
+
+
+def test_an_error_names_the_cell_and_shows_its_line(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "bad.ipynb", PARAMETERS, ("a = 1\nb = a / 0", ["reproduce"]))
+    line = [sys.executable, "-m", "robrep.reproduce", str(path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "<bad.ipynb, cell 1>" in done.stderr and "b = a / 0" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_the_book_has_its_chapters(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root / "book")
+    assert reproduce.find_chapter("vae_urkle") == root / "book" / "vae_urkle.ipynb"
+    with pytest.raises(ValueError, match="chapter is 'vae_urcle'.*did you mean 'vae_urkle'"):
+        reproduce.find_chapter("vae_urcle")
