@@ -12,6 +12,7 @@ train/eval mode or the global random state; wrap the call in :func:`attack_mode`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,9 @@ class Linf:
         return u.mul_(2).sub_(1).mul_(_rows(self.eps, x)).add_(x).clamp_(0, 1)
 
     def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        return x_adv.add_(gradient.sign().mul_(_rows(size, x_adv)))
+        if isinstance(size, Tensor):
+            return x_adv.add_(gradient.sign().mul_(_rows(size, x_adv)))
+        return x_adv.add_(gradient.sign(), alpha=size)
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         eps = _rows(self.eps, x)
@@ -300,7 +303,7 @@ class PGD:
         project = threat.projection(x)
         size = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
         best, best_score = x, torch.full((len(x),), -torch.inf, device=x.device)
-        judged = self.keep == "best" or self.restarts > 1
+        judged, wide = self.keep == "best" or self.restarts > 1, torch.promote_types(x.dtype, torch.float32)
 
         def judge(x_adv: Tensor, score: Tensor) -> None:
             nonlocal best, best_score
@@ -310,15 +313,15 @@ class PGD:
 
         for restart in range(self.restarts):
             x_adv = threat.start(x, ids, fold(seed, "start", restart)) if self.random_start else x.clone()
-            steepest = x.new_zeros(())
+            total: float | Tensor = 0.0
             for step in range(self.steps):
                 score, grad = gradient(objective, x_adv, given, ids, fold(seed, "step", restart, step))
-                steepest = steepest.maximum(grad.abs().amax())  # a NaN stays; looked at once, after the steps
+                total = total + grad.sum(dtype=wide)  # what is not finite stays so; looked at once, after the steps
                 if self.keep == "best":
                     judge(x_adv, score)
                     x_adv = x_adv.clone()  # the steps below write in place
                 x_adv = project(threat.step(x_adv, grad, size))
-            if not bool(steepest.isfinite()):
+            if not math.isfinite(total):
                 raise FloatingPointError("the objective's gradient is not finite for at least one image")
             if judged:
                 with torch.no_grad():
