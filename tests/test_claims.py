@@ -73,9 +73,9 @@ def test_the_sweep_shows_the_trade_off(root: Path) -> None:
         runs = [results.load_run("vae_urkle", name.format(s, beta), folder=root / "book" / "results") for s in SEEDS]
         return statistics.mean(r[metric].value for r in runs)
 
-    assert mean(0.3, "robust") > mean(0.03, "robust") > mean(0.0, "robust")
-    assert mean(3.0, "clean") < mean(0.03, "clean")
-    assert mean(3.0, "bound_R") < mean(0.3, "bound_R") < mean(0.03, "bound_R")
+    assert mean(0.3, "robust") > mean(0.1, "robust") > mean(0.0, "robust")
+    assert mean(3.0, "clean") < mean(0.1, "clean")
+    assert mean(3.0, "bound_R") < mean(0.3, "bound_R") < mean(0.1, "bound_R")
 
 
 def test_a_saved_model_gives_its_recorded_number(root: Path) -> None:
