@@ -198,7 +198,7 @@ def fit(
                 for group in updater.param_groups:
                     group["lr"] = rate
                 ids = ids[fabric.global_rank :: fabric.world_size].to(fabric.device)
-                inputs = x[ids]
+                inputs = x[ids if isinstance(x, Tensor) else ids.cpu()]
                 inputs = as_float(inputs) if inputs.dtype == torch.uint8 else inputs
                 terms = step_of(inputs.to(fabric.device), y[ids], ids, epoch_seed)
                 loss = torch.stack(list(terms.values())).sum()
