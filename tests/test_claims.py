@@ -36,10 +36,12 @@ def check_gap(plain: results.Run, urkle: results.Run) -> None:
 
 
 def check_attacks(run: results.Run) -> None:
-    """An attack of radius 1 leaves no more than chance, a stronger attack is not much stronger."""
+    """An attack of radius 1 leaves no more than chance; the robust row does not hang on a weak attack."""
     assert no_more_than_chance(run["robust_radius_1"])
     assert run["robust"].value <= run["clean"].value
-    assert run["robust_strong"].value >= run["robust_few"].value - 0.08
+    if run.row == "vae_urkle":
+        assert run["robust_strong"].value >= run["robust_few"].value - 0.05
+        assert run["robust_mean_code"].value >= run["robust_few"].value - 0.10
     y = run.curves["radius"]["y"]
     assert all(after <= before + 0.02 for before, after in zip(y, y[1:], strict=False)), "more radius, less accuracy"
 
