@@ -69,6 +69,13 @@ def test_distribution() -> None:
     assert stats.kstest(uniform(0, torch.arange(2000), ()).numpy(), "uniform").pvalue > 1e-3
 
 
+def test_no_seed_is_another_one_moved_along_the_ids() -> None:
+    """Ids are mixed by adding multiples of a constant: a seed that differs by it must not give the next id's stream."""
+    for step in (1, 0x9E3779B97F4A7C15):
+        a, b = noise(5, torch.arange(20), (2,)), noise(5 + step, torch.arange(20), (2,))
+        assert len(torch.cat([a, b]).unique(dim=0)) == 40
+
+
 def test_streams_are_not_correlated() -> None:
     a = noise(0, torch.arange(200), (100,))
     others = [noise(0, torch.arange(200) + 1, (100,)), noise(1, torch.arange(200), (100,)), a.roll(1, 1)]

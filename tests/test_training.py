@@ -88,10 +88,11 @@ def flat(state: Any) -> list[Any]:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_loss_falls(build: Any, optimizer: Any) -> None:
     method = build()
-    lr = 0.003 if optimizer == "sgd" and isinstance(method, VAEUrkle) else 0.01 if optimizer == "adamw" else 0.05
-    history = fit(method, X, Y, **USUAL | {"epochs": 12, "lr": lr, "optimizer": optimizer})
-    assert len(history) == 12
-    assert history[-1]["loss"] < 0.85 * history[0]["loss"]
+    lr = {"adamw": 0.01, "sgd": 0.003 if isinstance(method, VAEUrkle) else 0.05}[optimizer]
+    epochs = 10 if isinstance(method, VAEUrkle) else 60
+    history = fit(method, X, Y, **USUAL | {"epochs": epochs, "lr": lr, "optimizer": optimizer})
+    assert len(history) == epochs
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     terms = {"cross_entropy"} if isinstance(method, Dropped) else {"reconstruction", "urkle"}
     for row in history:
         assert set(row) == terms | {"loss", "lr", "seconds"}
