@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
+import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,51 @@ def test_requirements() -> None:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+(,<2)?", line), line
         assert line.endswith(",<2") == line.startswith("jupyter-book"), line
     assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]) <= set(lines)
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_records(tmp_path: Path) -> None:
+    """What ``pip install`` from a git address gives (as in Colab): typed, with the runs and the published numbers."""
+    if int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip("setuptools is older than 77: pip install --upgrade setuptools")
+    copy, wheels, installed = (tmp_path / name for name in ("copy", "wheels", "installed"))  # a build leaves traces
+    for name in ("robrep", "book/results", "book/published"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "LICENSE-TEXT"):
+        shutil.copy2(ROOT / name, copy / name)
+    run = copy / "book" / "results" / "another" / "demo-digits-row-0"
+    run.parent.mkdir()
+    run.with_suffix(".safetensors").write_bytes(b"weights")
+    some = next((ROOT / "book" / "results").rglob("*.json"), None)
+    if some:
+        shutil.copy2(some, run.with_suffix(".json"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--disable-pip-version-check", "--wheel-dir", str(wheels), str(copy)], check=True)
+    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+        wheel.extractall(installed)
+    assert (installed / "robrep" / "py.typed").is_file()
+    for kind in ("results", "published"):
+        carried, own = installed / "robrep" / "_recorded" / kind, copy / "book" / kind
+        assert {path.relative_to(carried): path.read_bytes() for path in carried.rglob("*") if path.is_file()} == {
+            path.relative_to(own): path.read_bytes()
+            for path in own.rglob("*")
+            if path.suffix in (".json", ".safetensors")
+        }
+    code = (
+        "import robrep\nfrom robrep import results\n"
+        "print(robrep.__file__, results.recorded_folder(), *results.papers(), "
+        "len(results.runs('vae_urkle')), sep='\\n')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment.pop("ROBREP_RESULTS", None)
+    environment["ROBREP_DATA"] = str(tmp_path / "cache")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    file, folder, *papers, count = done.stdout.split("\n")[:-1]
+    assert Path(file).is_relative_to(installed) and Path(folder).is_relative_to(installed)
+    assert papers == sorted(path.stem for path in (ROOT / "book" / "published").glob("*.json"))
+    assert int(count) == len(list((copy / "book" / "results" / "vae_urkle").glob("*.json")))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
