@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-# Passed on to the chapters: make book CHAPTER=vae_urkle SCALE=lite SEED=1 SOLUTIONS=yes
+# Passed on: make book CHAPTER=vae_urkle SCALE=lite SEED=1; SOLUTIONS=no goes to the site
 CHAPTER ?=
 PARAMETERS := $(foreach name,SCALE DATASET SEED SOLUTIONS,$(if $($(name)),$(name)=$($(name))))
 
@@ -17,10 +17,11 @@ STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) |
 
 help:
 	@echo "make book     install, run every chapter at demo scale, build the site (CHAPTER=name runs one;"
-	@echo "              SCALE=, DATASET=, SEED=, SOLUTIONS=yes are passed on to the chapters)"
+	@echo "              SCALE=, DATASET= and SEED= are passed on to the chapters; SOLUTIONS=no leaves the exercises'"
+	@echo "              solutions out of the pages and of the notebooks offered for download)"
 	@echo "make test     install, run the whole test suite (reuses the run and the site of make book)"
 	@echo "make sweeps   run the recorded sweeps (CHAPTER=name runs one chapter's), at most 30 minutes a chapter"
-	@echo "make lint     ruff and mypy"
+	@echo "make lint     ruff (the chapters too) and mypy"
 	@echo "make install  only the installation, into $(VENV) (PYTHON=python3.12 chooses the interpreter)"
 	@echo "make clean    remove _build (the installation stays)"
 
@@ -49,7 +50,8 @@ sweeps: $(STAMP)
 	@$(PY) -m robrep.site sweeps $(CHAPTER)
 
 lint: $(STAMP)
-	@$(PY) -m ruff check robrep tests
+	@$(PY) -m ruff check robrep tests benchmarks setup.py
+	@$(PY) -m ruff check book --line-length 132
 	@$(PY) -m mypy
 
 clean:

@@ -17,7 +17,7 @@ from robrep.site import build, run
 from robrep.site.plotly_renderer import MIME, PlotlyRenderer, figure_html
 from robrep.site.run import ChapterError, run_chapter
 
-PARAMETERS = 'SCALE = "demo"\nSEED = 0\nEPSILON = 0.5\nSOLUTIONS = False'
+PARAMETERS = 'SCALE = "demo"\nSEED = 0\nEPSILON = 0.5\nPRINT = False'
 
 
 def notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
@@ -40,7 +40,7 @@ def book(tmp_path: Path) -> Path:
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n- file: book/one\n")
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "intro.md").write_text("# Hello\n")
-    notebook(tmp_path / "book" / "one.ipynb", "print(SCALE, SEED, EPSILON, SOLUTIONS)")
+    notebook(tmp_path / "book" / "one.ipynb", "print(SCALE, SEED, EPSILON, PRINT)")
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def test_run_then_unchanged(book: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert command.main(["run", "SEED=0", "--root", str(book)]) == 0, "the default, given by hand, changes nothing"
     assert "unchanged" in capsys.readouterr().out
 
-    assert command.main(["run", "one", "SEED=3", "EPSILON=1", "SOLUTIONS=yes", "--root", str(book)]) == 0
+    assert command.main(["run", "one", "SEED=3", "EPSILON=1", "PRINT=yes", "--root", str(book)]) == 0
     assert "unchanged" not in capsys.readouterr().out
     assert texts(executed) == "demo 3 1.0 True\n"
     injected = [c for c in json.loads(executed.read_text())["cells"] if "injected-parameters" in c["metadata"]["tags"]]
@@ -96,13 +96,23 @@ def test_key_changes(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Names and values that no chapter knows are refused by name, with a non-zero status, before anything runs."""
     for words, expected in [
-        (["one", "SEEED=1"], "one: unknown parameter SEEED; its parameters are SCALE, SEED, EPSILON, SOLUTIONS"),
+        (["one", "SEEED=1"], "one: unknown parameter SEEED; its parameters are SCALE, SEED, EPSILON, PRINT"),
         (["SEEED=1"], "unknown parameter SEEED"),
         (["two"], "unknown chapter two; the notebooks of the book are one"),
         (["SEED=x"], "SEED=x: expected int, as 0"),
-        (["SOLUTIONS=perhaps"], "SOLUTIONS=perhaps: expected yes or no"),
+        (["PRINT=perhaps"], "PRINT=perhaps: expected yes or no"),
+        (["SOLUTIONS=no"], "SOLUTIONS is a setting of the site: it goes with book or build, not with run"),
     ]:
         assert command.main(["run", *words, "--root", str(book)]) == 1
+        assert expected in capsys.readouterr().err
+    for words, expected in [
+        (["book", "SOLUTIONS=perhaps"], "SOLUTIONS=perhaps: expected yes or no"),
+        (["book", "SOLUTIONS="], "SOLUTIONS=: expected yes or no"),
+        (["build", "SEED=1"], "build takes no SEED"),
+        (["build", "one"], "build takes no one"),
+        (["sweeps", "SEED=1"], "sweeps takes no SEED"),
+    ]:
+        assert command.main([*words, "--root", str(book)]) == 1
         assert expected in capsys.readouterr().err
     assert not (book / "_build" / "runs" / "one.ipynb").exists()
 
@@ -141,6 +151,27 @@ def test_records_go_to_the_build_folder(book: Path) -> None:
     ]
 
 
+def test_environment_of_a_batch(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel knows that nobody looks on; on Linux it keeps its memory, unless the user chose otherwise."""
+    names = ("ROBREP_BATCH", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+
+    def inside() -> list[str | None]:
+        with run.batch_environment(book):
+            return [os.environ.get(name) for name in names]
+
+    monkeypatch.setattr(run.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    assert inside() == ["1", "4294967296", "8589934592"]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert inside() == ["1", None, "131072"], "one of the two alone would be worse than neither"
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    for other in (("", ""), ("glibc", "2.35")):
+        monkeypatch.setattr(run.platform, "libc_ver", lambda other=other: other)
+        assert inside() == ["1", None, None]
+    assert not set(names) & set(os.environ), "the environment is put back"
+
+
 def test_missing_page(book: Path) -> None:
     (book / "book" / "intro.md").unlink()
     with pytest.raises(build.SiteError, match="_toc.yml names book/intro"):
@@ -162,6 +193,39 @@ def test_site_key(book: Path) -> None:
     assert len(set(seen)) == len(seen)
 
 
+def test_solutions_left_out(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SOLUTIONS=no takes the tagged cells, and nothing else, out of the page and of the download, and runs nothing."""
+    import nbformat
+
+    path, start = book / "book" / "one.ipynb", '"answer" + "ed"'
+    notebook(path, "print('exercise')", "print(40 + 2)")
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[-1].metadata["tags"] = ["hide-cell", "solution"]
+    nb.cells.append(nbformat.v4.new_code_cell(start))
+    nbformat.write(nb, path)
+    run_chapter(path, book / "_build")
+
+    def stub(source: Path, output: Path) -> None:  # in place of Sphinx: the page is what it was given
+        html = output / "_build" / "html"
+        (html / "_sources" / "book").mkdir(parents=True)
+        (html / "index.html").write_text((source / "book" / "one.ipynb").read_text())
+        (html / "_sources" / "book" / "one.ipynb").write_text((source / "book" / "one.ipynb").read_text())
+
+    monkeypatch.setattr(build, "sphinx", stub)
+    page, download = (book / "_build" / "html" / name for name in ("index.html", "_sources/book/one.ipynb"))
+    before = run.last_run("one", book / "_build")
+    for words, shown in [(["build"], True), (["book", "SOLUTIONS=no"], False), (["book"], True)]:
+        assert command.main([*words, "--root", str(book)]) == 0
+        assert run.last_run("one", book / "_build") == before, "the same run serves both"
+        assert ("40 + 2" in page.read_text()) == ("42" in texts(page)) == ("40 + 2" in download.read_text()) == shown
+        assert "exercise" in texts(page) and "answered" in page.read_text()
+        cells = json.loads(path.read_text())["cells"]
+        left = [cell["source"] for cell in cells if shown or "solution" not in cell["metadata"].get("tags", [])]
+        assert [cell["source"] for cell in json.loads(download.read_text())["cells"]] == left
+        nbformat.validate(nbformat.read(download, as_version=4))
+    assert download.read_bytes() == path.read_bytes()
+
+
 FIGURE: dict[str, Any] = {
     "data": [{"type": "scatter", "y": [1, 2]}],
     "layout": {"title": {"text": "</script><b>"}, "height": 321, "meta": {"alt": 'Two "points" <here>'}},
@@ -172,7 +236,7 @@ FIGURE: dict[str, Any] = {
 def test_figure_html() -> None:
     """Label and text alternative are escaped, and the JSON cannot end its script element."""
     html = figure_html(FIGURE)
-    assert 'role="img" aria-label="Two &quot;points&quot; &lt;here&gt;"' in html
+    assert 'role="group" aria-label="Two &quot;points&quot; &lt;here&gt;"' in html
     assert "<noscript>" in html and "min-height:321px" in html
     content = re.search(r'<script type="application/json">(.*?)</script>', html)
     assert content and json.loads(content[1]) == FIGURE
@@ -205,6 +269,19 @@ def test_renderer_is_found() -> None:
 
     found = {entry.name: entry.load() for entry in entry_points(group="myst_nb.mime_renderers")}
     assert found["robrep-plotly"] is PlotlyRenderer
+
+
+def test_fields_of_named_tuples() -> None:
+    """Python's own "Alias for field number 0" is no documentation: skipped, unlike a field with words of its own."""
+    from collections import namedtuple
+
+    from robrep.site.docstrings import skip
+
+    point = namedtuple("point", "x y")
+    point.y.__doc__ = "How high."
+    assert skip(None, "class", "x", point.x, False, None) is True
+    assert skip(None, "class", "y", point.y, False, None) is None
+    assert skip(None, "class", "count", tuple.count, False, None) is None
 
 
 def test_docstrings_mean_what_they_say() -> None:

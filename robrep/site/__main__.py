@@ -4,11 +4,15 @@ python -m robrep.site book [CHAPTER ...] [NAME=value ...]    run the chapters th
 python -m robrep.site run [CHAPTER ...] [NAME=value ...]     only run
 python -m robrep.site build                                  only build
 python -m robrep.site sweeps [CHAPTER ...]                   run the recorded sweeps
+
+NAME is a parameter of the chapters, or SOLUTIONS (yes or no; of book and build), which leaves the exercises' solutions
+out of the site: the pages, and the notebooks offered for download.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from robrep.site.build import SiteError, build_site, notebooks, weights
-from robrep.site.run import ChapterError, parameters, read_notebook, run_chapter
+from robrep.site.run import ChapterError, memory_settings, parameters, read_notebook, run_chapter
 
 SWEEP_SECONDS = 30 * 60
 
@@ -59,10 +63,29 @@ def run(root: Path, names: Sequence[str], given: Mapping[str, str]) -> None:
         print(f"{done.scale:<5}  {done.cells:>3} cells  {state}", flush=True)
 
 
-def site(root: Path) -> None:
+def check_words(command: str, names: Sequence[str], given: dict[str, str]) -> bool:
+    """Take ``SOLUTIONS`` out of ``given``; refuse what ``command`` would ignore.
+
+    Returns:
+        Whether the site shows the solutions.
+
+    Raises:
+        ChapterError: another value than yes or no, or a word that says nothing to this command.
+    """
+    if "SOLUTIONS" in given and command not in ("book", "build"):
+        raise ChapterError(f"SOLUTIONS is a setting of the site: it goes with book or build, not with {command}")
+    text = given.pop("SOLUTIONS", "yes")
+    if text not in ("yes", "no"):
+        raise ChapterError(f"SOLUTIONS={text}: expected yes or no")
+    if (given and command in ("build", "sweeps")) or (names and command == "build"):
+        raise ChapterError(f"{command} takes no {next(iter(given), None) or names[0]}")
+    return text == "yes"
+
+
+def site(root: Path, solutions: bool) -> None:
     """Build the site and say what it weighs and where it is."""
     start = time.perf_counter()
-    built = build_site(root, root / "_build")
+    built = build_site(root, root / "_build", solutions)
     size = ", ".join(f"{kind} {megabytes:.1f} MB" for kind, megabytes in weights(root / "_build" / "html").items())
     print(f"site  {f'{time.perf_counter() - start:.1f} s' if built else 'unchanged'}  ({size})", flush=True)
 
@@ -75,7 +98,8 @@ def sweeps(root: Path, names: Sequence[str]) -> None:
         print(f"sweep  {name}", flush=True)
         command = [sys.executable, "-m", "robrep.reproduce", name, "SWEEP=yes"]
         try:
-            code = subprocess.run(command, cwd=root, timeout=SWEEP_SECONDS, check=False).returncode
+            environment = os.environ | memory_settings()
+            code = subprocess.run(command, cwd=root, env=environment, timeout=SWEEP_SECONDS, check=False).returncode
         except subprocess.TimeoutExpired:
             raise ChapterError(f"{name}: the sweep took more than {SWEEP_SECONDS // 60} minutes") from None
         if code:
@@ -95,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [word for word in options.words if "=" not in word]
     times = {"set-up": begin - options.started} if options.started else {}
     try:
+        solutions = check_words(options.command, names, given)
         if options.command == "sweeps":
             sweeps(options.root, names)
             return 0
@@ -103,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             times["chapters"] = time.time() - begin
         if options.command in ("book", "build"):
             mark = time.time()
-            site(options.root)
+            site(options.root, solutions)
             times["site"] = time.time() - mark
     except (ChapterError, SiteError) as error:
         print(error, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -77,18 +78,36 @@ def book_files(root: Path) -> list[Path]:
     return [path for path in files if not NOT_PAGES & set(path.relative_to(root).parts)]
 
 
-def site_key(root: Path, build: Path) -> str:
+def without_solutions(notebook: str) -> str:
+    """A notebook's text without the cells tagged ``solution``."""
+    nb = json.loads(notebook)
+    nb["cells"] = [cell for cell in nb["cells"] if "solution" not in cell["metadata"].get("tags", [])]
+    return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+
+
+def copy_page(path: Path, target: Path, solutions: bool) -> None:
+    """Copy a file of the book; a notebook loses its solutions unless they are wanted."""
+    if path.suffix == ".ipynb" and not solutions:
+        target.write_text(without_solutions(path.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        shutil.copy2(path, target)
+
+
+def site_key(root: Path, build: Path, solutions: bool = True) -> str:
     """Hash of all that the site is made from: pages, assets, settings, executed chapters, docstrings, the builder."""
     files = book_files(root) + [root / name for name in ROOT_FILES if (root / name).is_file()]
     files += sorted(Path(__file__).parent.glob("*.py"))
     content = [[os.path.relpath(path, root), file_hash(path)] for path in files]
     done = [path.name for name, path in notebooks(root).items() if last_run(name, build)]
     runs = {name: file_hash(build / "runs" / name) for name in done}
-    return digest([content, runs, code_hash(), {package: version(package) for package in PACKAGES}])
+    return digest([content, runs, solutions, code_hash(), {package: version(package) for package in PACKAGES}])
 
 
-def assemble(root: Path, build: Path, source: Path) -> None:
-    """Fill ``source`` with what Sphinx reads: pages, executed chapters in place of notebooks, the scripts served."""
+def assemble(root: Path, build: Path, source: Path, solutions: bool = True) -> None:
+    """Fill ``source`` with what Sphinx reads: pages, executed chapters in place of notebooks, the scripts served.
+
+    Solutions are left out here, of chapters that ran with them, so that both forms of the site share one run.
+    """
     for name in ROOT_FILES:
         if (root / name).is_file():
             shutil.copy2(root / name, source / name)
@@ -96,7 +115,7 @@ def assemble(root: Path, build: Path, source: Path) -> None:
         target = source / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         executed = path.suffix == ".ipynb" and last_run(path.stem, build) is not None
-        shutil.copy2(build / "runs" / path.name if executed else path, target)
+        copy_page(build / "runs" / path.name if executed else path, target, solutions)
     assets = source / "book" / "_assets"
     assets.mkdir(parents=True, exist_ok=True)
     import plotly
@@ -130,7 +149,7 @@ def sphinx(source: Path, output: Path) -> None:
         )
 
 
-def finish(html: Path, root: Path) -> None:
+def finish(html: Path, root: Path, solutions: bool = True) -> None:
     """Strip what no page uses, and offer the notebooks for download as they are in the repository, without outputs."""
     for pattern in UNUSED:
         for path in html.rglob(pattern):
@@ -141,7 +160,7 @@ def finish(html: Path, root: Path) -> None:
             text = unused.sub("", text)
         path.write_text(text)
     for path in (html / "_sources").rglob("*.ipynb"):
-        shutil.copy2(root / path.relative_to(html / "_sources"), path)
+        copy_page(root / path.relative_to(html / "_sources"), path, solutions)
 
 
 def weights(html: Path) -> dict[str, float]:
@@ -154,12 +173,13 @@ def weights(html: Path) -> dict[str, float]:
     return size
 
 
-def build_site(root: Path, build: Path) -> bool:
+def build_site(root: Path, build: Path, solutions: bool = True) -> bool:
     """Build ``build/html`` unless nothing it is made from has changed.
 
     Args:
         root: the repository.
         build: the build folder, with the executed chapters in ``runs``.
+        solutions: whether the exercises' solutions are shown.
 
     Returns:
         Whether it was built now (False: unchanged).
@@ -168,17 +188,17 @@ def build_site(root: Path, build: Path) -> bool:
         SiteError: a page is missing, or Sphinx warned.
     """
     html, note = build / "html", build / "html.key"
-    key = site_key(root, build)
+    key = site_key(root, build, solutions)
     if note.is_file() and note.read_text() == key and (html / "index.html").is_file():
         return False
     build.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build, prefix="site-") as folder:
         source, output = Path(folder) / "source", Path(folder) / "output"
         source.mkdir()
-        assemble(root, build, source)
+        assemble(root, build, source, solutions)
         sphinx(source, output)
         made = output / "_build" / "html"
-        finish(made, root)
+        finish(made, root, solutions)
         note.unlink(missing_ok=True)
         shutil.rmtree(html, ignore_errors=True)
         made.rename(html)

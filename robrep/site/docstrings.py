@@ -1,6 +1,7 @@
 """A Sphinx extension: docstrings are plain sentences, in which ``|x|`` and ``*shape`` mean themselves.
 
 reStructuredText would take them for a substitution and for emphasis. Literals (double backticks) are left as they are.
+Docstrings that Python makes up itself are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         lines[:] = escape_prose(lines)
 
 
+def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
+    """autodoc's hook: leave out a named tuple's fields with Python's own "Alias for field number 0"."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number ") else None
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx's entry."""
     app.connect("autodoc-process-docstring", process, priority=400)
+    app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -24,14 +24,17 @@ def alternative(figure: Mapping[str, Any]) -> str:
 
 
 def figure_html(figure: Mapping[str, Any]) -> str:
-    """One figure's HTML: a labelled box of its height, the alternative as text, the JSON for the script."""
+    """One figure's HTML: a labelled box of its height, the alternative as text, the JSON for the script.
+
+    The box is a group and not an image, within which a screen reader would not find the sliders and buttons.
+    """
     layout = figure.get("layout", {})
     parts = {"data": figure.get("data", []), "layout": layout, "frames": figure.get("frames", [])}
     label = alternative(figure)
     data = json.dumps(parts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     height = int(layout.get("height") or DEFAULT_HEIGHT)
     return (
-        f'<div class="robrep-figure" role="img" aria-label="{escape(label)}" style="min-height:{height}px">'
+        f'<div class="robrep-figure" role="group" aria-label="{escape(label)}" style="min-height:{height}px">'
         f'<noscript><p class="robrep-figure-text">Figure: {escape(label)}</p></noscript>'
         f'<script type="application/json">{data}</script></div>'
     )
