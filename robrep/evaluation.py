@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode, random_objective
-from robrep.checks import check_labels, positive_int
+from robrep.checks import check_images, check_labels, positive_int
 from robrep.data import as_float
 from robrep.heads import device_of
 from robrep.losses import cross_entropy
@@ -126,7 +126,16 @@ def _batches(model: nn.Module, x: Examples, y: Tensor, batch_size: int) -> Any:
     device = device_of(model)
     for ids in torch.arange(len(x)).split(positive_int("batch_size", batch_size)):
         batch = x[ids]
-        yield (as_float(batch) if batch.dtype == torch.uint8 else batch).to(device), y[ids].to(device), ids.to(device)
+        images = as_float(batch) if batch.dtype == torch.uint8 else check_images(batch)
+        yield images.to(device), y[ids].to(device), ids.to(device)
+
+
+@torch.no_grad()
+def _right(model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
+    """Which images of a batch are classified right, with noise that no attack has seen."""
+    logits = predict(model, images, ids=ids, seed=fold(seed, "verdict"))
+    check_labels(labels, len(images), logits.shape[1])
+    return logits.argmax(1) == labels
 
 
 @torch.no_grad()
@@ -143,7 +152,7 @@ def accuracy(model: nn.Module, x: Examples, y: Tensor, *, seed: int = 0, batch_s
     right = []
     with attack_mode(model):
         for images, labels, ids in _batches(model, x, y, batch_size):
-            right.append(predict(model, images, ids=ids, seed=fold(seed, "verdict")).argmax(1) == labels)
+            right.append(_right(model, images, labels, ids, seed))
     return Rate(torch.cat(right).cpu())
 
 
@@ -207,18 +216,13 @@ def robust_accuracy(
     right = torch.zeros(len(x), dtype=torch.bool)
     with Progress(progress or "", len(x), "image", show=progress is not None) as bar, attack_mode(model):
         for images, labels, ids in _batches(model, x, y, batch_size):
-
-            def verdict(images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-                with torch.no_grad():
-                    return predict(model, images, ids=ids, seed=fold(seed, "verdict")).argmax(1) == labels
-
-            alive = verdict(images, labels, ids)
+            alive = _right(model, images, labels, ids, seed)
             bar.update(len(ids))
             if not alive.any():
                 continue
             images, labels, ids = images[alive], labels[alive], ids[alive]
             x_adv = adversarial_images(model, images, labels, attack, threat, ids=ids, seed=seed)
-            right[ids.cpu()] = verdict(x_adv, labels, ids).cpu()
+            right[ids.cpu()] = _right(model, x_adv, labels, ids, seed).cpu()
     averaged = f", gradients averaged over {model.samples} samples" if getattr(model, "samples", 0) else ""
     return Rate(right, f"{attack} in {threat}{averaged}")
 

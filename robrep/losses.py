@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robrep.checks import check_labels
 from robrep.gaussians import wide
 
 
@@ -17,7 +18,14 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y] for each example; shapes (N, C) and (N,), result (N,)."""
+    """-log softmax(logits)[y] for each example; shapes (N, C) and (N,), result (N,).
+
+    Raises:
+        TypeError, ValueError: ``y`` is no int64 vector of N labels in 0 ... C - 1 (looked at on the CPU only: on a GPU
+            the look would cost a synchronisation in every step).
+    """
+    if not y.is_cuda:
+        check_labels(y, len(logits), logits.shape[1])
     return F.cross_entropy(wide(logits), y, reduction="none")
 
 

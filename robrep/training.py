@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from robrep.checks import nonnegative, one_of, positive_int
+from robrep.checks import check_images, check_labels, nonnegative, one_of, positive_int
 from robrep.data import as_float
 from robrep.files import atomic_write, code_hash, digest
 from robrep.progress import Progress
@@ -131,7 +131,8 @@ def fit(
         One dict for each epoch, with the mean of every loss term, ``loss`` (their sum), ``lr`` and ``seconds``.
 
     Raises:
-        ValueError: sizes or settings that do not fit, a checkpoint from other settings, cut short or corrupt.
+        TypeError, ValueError: sizes or settings that do not fit, float images outside [0, 1], labels that are no class
+            indices, a checkpoint from other settings, cut short or corrupt.
         FloatingPointError: the loss is not finite.
         OSError: the checkpoint cannot be written; the previous one is then intact.
     """
@@ -148,6 +149,9 @@ def fit(
     n = len(x)
     if n == 0 or len(y) != n:
         raise ValueError(f"x has {n} examples and y has {len(y)} labels, expected as many labels, and at least one")
+    check_labels(y)
+    if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+        check_images(x)
     fabric = make_fabric(precision, accelerator)
     batch_size = min(batch_size, n)
     if batch_size % fabric.world_size:
@@ -188,7 +192,9 @@ def fit(
             bar.update(len(history))
         for epoch in range(len(history), epochs):
             began, epoch_seed = time.perf_counter(), fold(seed, "epoch", epoch)
-            torch.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it, such as dropout
+            torch.default_generator.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it (dropout)
+            if devices:
+                torch.cuda.manual_seed(fold(epoch_seed, "global", fabric.global_rank))
             order = permutation(epoch_seed, n)[: per_epoch * batch_size]
             sums: dict[str, Tensor] = {}
             method.train()

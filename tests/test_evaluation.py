@@ -366,3 +366,24 @@ def test_images_out_of_range() -> None:
     for x in (X + 1, X.masked_fill(X > 0.9, math.nan)):
         with pytest.raises(ValueError, match=r"x has values from .*, expected finite values in \[0, 1\]"):
             adversarial_images(Rowwise(), x, Y, PGD(2), Linf(0.1))
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.full((4, 1, 8, 8), 1.5), torch.zeros(4, dtype=torch.int64), "x has values from 1.5"),
+        (torch.zeros(4, 1, 8, 8), torch.full((4,), 10), "labels from 10 to 10, expected labels in 0 ... 9"),
+        (torch.zeros(4, 1, 8, 8), torch.full((4,), -1), "labels from -1"),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(3, dtype=torch.int64), "3 labels, expected 4"),
+        (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), "at least one class index"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(images: torch.Tensor, labels: torch.Tensor, words: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    with pytest.raises(ValueError, match=words):
+        accuracy(model, images, labels)
+    with pytest.raises(ValueError, match=words):
+        robust_accuracy(model, images, labels, PGD(1), Linf(0.1))

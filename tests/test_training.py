@@ -809,3 +809,14 @@ def test_methods_with_batch_norm_keep_their_statistics() -> None:
     method = seeded(build)
     fit(method, X, Y, **USUAL)
     assert method.head[1].num_batches_tracked == 15
+
+
+def test_float_images_and_labels_that_do_not_fit_are_refused() -> None:
+    method = Supervised(nn.Flatten(), nn.Linear(64, 10))
+    x, y = torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="x has values from"):
+        fit(method, 2 + x, y, epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match="labels from 10 to 10, expected labels in 0 ... 9"):
+        fit(method, x, y + 10, epochs=1, batch_size=4)
+    with pytest.raises(TypeError, match="y has dtype torch.float32"):
+        fit(method, x, y.float(), epochs=1, batch_size=4)
