@@ -57,7 +57,7 @@ def test_live_demo_run(demo_results: Path) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_recorded_demo_runs(root: Path, seed: int) -> None:
-    recorded = {row: run(row, seed, root / "book" / "results") for row in ROWS}
+    recorded = {row: run(row, seed, root / "book" / "results") for row in ("vae", "vae_urkle")}
     check_gap(recorded["vae"], recorded["vae_urkle"])
     for row in recorded.values():
         check_attacks(row)
