@@ -128,6 +128,11 @@ def test_page_on_a_phone(browser: Any, site: Path, name: str, theme: str) -> Non
                }).map(e => e.outerHTML.slice(0, 120))"""
         )
         assert not out
+        cut = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.cell_output .stream pre')]
+               .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
+        )
+        assert not cut, "printed text should wrap"
         visit.check()
 
 
