@@ -157,7 +157,7 @@ def memory_settings() -> dict[str, str]:
 
 
 @contextmanager
-def batch_environment(results: Path) -> Iterator[None]:
+def batch_environment(results: Path, scale: str | None = None) -> Iterator[None]:
     """The environment of a batch run; as it was before on leaving.
 
     Live records go to ``results``, never over the committed ones; the kernel is this interpreter's; nothing makes the
@@ -173,6 +173,8 @@ def batch_environment(results: Path) -> Iterator[None]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         **memory_settings(),
     }
+    if scale in ("smoke", "demo"):  # kernels this small gain nothing from a second thread, and wait for it under load
+        change["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     before = {name: os.environ.get(name) for name in change}
     _set_environment(change)
     try:
@@ -247,7 +249,7 @@ def execute(source: Path, target: Path, values: Mapping[str, Any], results: Path
     logging.getLogger("papermill").setLevel(logging.ERROR)
     scale = values.get("SCALE") or parameters(read_notebook(source), source.stem).get("SCALE")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder, batch_environment(results):
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, batch_environment(results, scale):
         copy = Path(folder) / source.name
         try:
             nb = papermill.execute_notebook(
