@@ -96,10 +96,11 @@ class Visit:
         """Scroll every figure into view and wait until it is drawn; returns their number."""
         figures = self.page.locator(".robrep-figure:visible")
         for index in range(figures.count()):
-            figures.nth(index).evaluate("box => box.scrollIntoView({ behavior: 'instant' })")
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.robrep-figure')].every(f => f.dataset.drawn || !f.offsetParent)"
-        )
+            # stays until it is drawn: a box that is passed within one frame is never noticed to be in view
+            figures.nth(index).evaluate(
+                """async box => { box.scrollIntoView({ behavior: 'instant' });
+                   while (!box.dataset.drawn) await new Promise(done => setTimeout(done, 20)); }"""
+            )
         return figures.count()
 
     def check(self) -> None:
