@@ -287,7 +287,7 @@ def test_the_gradient_is_that_of_the_averaged_probability() -> None:
     """Expectation over transformation: one step goes along the gradient of -log of the mean over the samples."""
     model, ids = Noisy(), torch.arange(50)
     leaf = X.clone().requires_grad_()
-    seed = fold(fold(4, "attack"), "step", 0, 0)
+    seed = fold(fold(fold(4, "attack"), "FGSM"), "step", 0, 0)
     probability = model(leaf, ids=ids, seed=seed).exp()[ids, Y]
     (g,) = torch.autograd.grad(-probability.log().sum(), leaf)
     expected = (X + 0.01 * g.sign()).clamp(0, 1)

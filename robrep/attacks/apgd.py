@@ -1,0 +1,180 @@
+"""AutoPGD: projected gradient ascent that sets its own step size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robrep.attacks.engine import Best, Objective, Problem, check_start
+from robrep.attacks.threats import Threat, column
+from robrep.checks import positive_int
+from robrep.randomness import fold
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After how many steps APGD looks back: the first time after 22 % of them, then at intervals that shrink by 3
+    points down to 6 % (100 steps: 22, 41, 57, 70, 80, 87, 93, 99)."""
+    interval, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    times, at = [], interval
+    while at <= steps:
+        times.append(at)
+        interval = max(interval - shrink, least)
+        at += interval
+    return times
+
+
+@dataclass
+class _State:
+    """What APGD knows of each example still under attack; every field has one row for each."""
+
+    x_adv: Tensor
+    previous: Tensor
+    direction: Tensor
+    best: Tensor  # the point with the highest score, from which the ascent goes on after a step is halved
+    best_direction: Tensor
+    best_score: Tensor
+    size: Tensor
+    last_score: Tensor
+    progress: Tensor  # steps since the last checkpoint that improved on the step before
+    halved: Tensor  # at the last checkpoint
+    best_at_checkpoint: Tensor
+
+    def take(self, index: Tensor) -> _State:
+        return _State(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class APGD:
+    """AutoPGD: ascent with momentum whose step is halved where it stops helping (Croce and Hein 2020, algorithm 1).
+
+    The first step is 2 eps. A step moves 3/4 along the (projected) gradient step and 1/4 along the last move. At each
+    checkpoint an example's step is halved if at most 75 % of the steps since the last checkpoint improved on the step
+    before, or if the step was not halved there and the best score has not changed since; it then goes on from its best
+    point. As in the reference implementation, the first step counts as an improvement if its score is above 0.
+
+    Args:
+        steps: number of gradient steps, at least 1.
+        restarts: independent runs from other random points; each example keeps its best.
+        random_start: start at a random point of the ball; otherwise at x.
+        leave_early: an example that the objective calls done stays where it is and leaves the batch.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, when the attack is made.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    random_start: bool = True
+    leave_early: bool = False
+
+    def __post_init__(self) -> None:
+        positive_int("steps", self.steps)
+        positive_int("restarts", self.restarts)
+
+    def __str__(self) -> str:
+        restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
+        return f"APGD-{self.steps}{restarts}{'' if self.random_start else ', no random start'}"
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        threat: Threat,
+        *given: Any,
+        ids: Tensor | None = None,
+        seed: int = 0,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`. The best iterate is returned."""
+        problem = Problem.of(objective, x, threat, given, ids, self.leave_early)
+        check_start(start, problem.x)
+        found = Best(problem.x)
+        for restart in range(self.restarts):
+            todo = problem
+            if self.leave_early and found.done.any():
+                if found.done.all():
+                    break
+                todo, start = problem.take(~found.done), None
+            x_adv = todo.first(start, self.random_start, restart, fold(seed, "start", restart))
+            self._climb(todo, x_adv, found, restart, seed)
+        return found.x
+
+    def _climb(self, todo: Problem, x_adv: Tensor, found: Best, restart: int, seed: int) -> None:
+        """One run from ``x_adv``; ``found`` sees each example's best point, and the first at which it is done."""
+        threat, n, looks = todo.threat, len(x_adv), set(checkpoints(self.steps))
+        project = threat.projection(todo.x)
+        score, done, grad = todo.ascent(x_adv, fold(seed, "step", restart, 0))
+        total = grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32))
+        direction = threat.direction(grad)
+        score = score.clone()
+        size = torch.as_tensor(2 * threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(n).clone()
+        no, yes = torch.zeros(n, dtype=torch.bool, device=x_adv.device), torch.ones_like(score, dtype=torch.bool)
+        s = _State(
+            x_adv=x_adv,
+            previous=x_adv.clone(),
+            direction=direction,
+            best=x_adv.clone(),
+            best_direction=direction.clone(),
+            best_score=score,
+            size=size,
+            last_score=torch.zeros_like(score),
+            progress=torch.zeros_like(score),
+            halved=yes,
+            best_at_checkpoint=score.clone(),
+        )
+        since, is_done = 0, no if done is None else done.clone()
+        if done is not None and done.any():
+            found.see(todo.place[done], x_adv[done], score[done], done[done])
+        for step in range(1, self.steps + 1):
+            if self.leave_early and is_done.any():
+                stay = ~is_done
+                if not stay.any():
+                    break
+                todo, s, is_done = todo.take(stay), s.take(stay), is_done[stay]
+                project = todo.threat.projection(todo.x)
+            s.x_adv, s.previous = _move(s, project, momentum=step > 1), s.x_adv
+            if step < self.steps:
+                score, done, grad = todo.ascent(s.x_adv, fold(seed, "step", restart, step))
+                total = total + grad.sum(dtype=total.dtype)
+                s.direction = todo.threat.direction(grad)
+            else:  # nobody steps from the last point
+                score, done = todo.score(s.x_adv, fold(seed, "step", restart, step))
+            if done is not None:
+                new = done & ~is_done
+                if new.any():
+                    found.see(todo.place[new], s.x_adv[new], score[new], done[new])
+                is_done = is_done | done
+            better = score > s.best_score
+            rows = better.nonzero().squeeze(1)
+            s.best[rows] = s.x_adv[rows]
+            s.best_direction[rows] = s.direction[rows]
+            s.best_score = torch.where(better, score, s.best_score)
+            s.progress += score > s.last_score
+            s.last_score, since = score, since + 1
+            if step in looks:
+                stuck = ~s.halved & (s.best_at_checkpoint >= s.best_score)
+                s.halved = (s.progress <= 0.75 * since) | stuck
+                s.best_at_checkpoint, s.progress, since = s.best_score.clone(), torch.zeros_like(s.progress), 0
+                rows = s.halved.nonzero().squeeze(1)
+                s.size[rows] /= 2
+                s.x_adv[rows], s.direction[rows] = s.best[rows], s.best_direction[rows]
+        if not math.isfinite(total):
+            raise FloatingPointError("the objective's gradient is not finite for at least one image")
+        left = ~is_done
+        if left.all():
+            found.see(todo.place, s.best, s.best_score)
+        elif left.any():
+            found.see(todo.place[left], s.best[left], s.best_score[left])
+
+
+def _move(s: _State, project: Any, momentum: bool) -> Tensor:
+    """The next point, a new tensor: a projected gradient step, mixed with the last move."""
+    ahead = project(torch.addcmul(s.x_adv, s.direction, column(s.size, s.x_adv)))
+    if not momentum:
+        return ahead
+    # x + 3/4 (ahead - x) + 1/4 (x - previous)
+    return project(ahead.mul_(0.75).add_(s.x_adv, alpha=0.5).sub_(s.previous, alpha=0.25))

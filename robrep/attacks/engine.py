@@ -1,0 +1,243 @@
+"""What every attack needs: the objective's contract, modes, gradients, examples that leave, the best point so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robrep.attacks.threats import Threat, check_count, column
+from robrep.checks import check_images, one_of
+
+Objective = Callable[..., Any]  # (x', *given) -> scores (N,), or (scores (N,), done (N,))
+F = TypeVar("F", bound=Callable[..., Any])
+
+# --- objectives and modes -----------------------------------------------------------------------------------------
+
+
+def random_objective(objective: F) -> F:
+    """Mark an objective that draws noise: the attack calls it as ``objective(x', *given, ids=ids, seed=seed)``.
+
+    The seed changes with every restart and step, so the gradient is averaged over fresh noise (expectation over
+    transformation, Athalye et al. 2018); how many samples each call averages is the objective's own affair.
+    """
+    objective.random = True  # type: ignore[attr-defined]
+    return objective
+
+
+def batch_objective(objective: F) -> F:
+    """Mark an objective in which an example's score depends on the others (NT-Xent, mutual information).
+
+    No example may leave its batch early then; an attack that is asked for it refuses.
+    """
+    objective.batch = True  # type: ignore[attr-defined]
+    return objective
+
+
+_batch_statistics: ContextVar[bool] = ContextVar("batch_statistics", default=False)
+
+
+@contextmanager
+def attack_mode(*modules: Any, batch_norm: Literal["eval", "batch"] = "eval") -> Iterator[None]:
+    """Put modules in evaluation mode for the time of an attack and restore each submodule's own mode afterwards.
+
+    Args:
+        modules: anything; what is no ``nn.Module`` is left alone.
+        batch_norm: "eval" normalises with the running statistics; "batch" with the batch's own, without updating the
+            running ones (as BYORL attacks; Gowal et al. 2021). No example can leave such a batch early.
+    """
+    one_of("batch_norm", batch_norm, ("eval", "batch"))
+    everything = [m for module in modules if isinstance(module, nn.Module) for m in module.modules()]
+    before = [m.training for m in everything]
+    norms = [m for m in everything if isinstance(m, _BatchNorm)] if batch_norm == "batch" else []
+    tracked = [m.track_running_stats for m in norms]
+    token = _batch_statistics.set(_batch_statistics.get() or bool(norms))
+    try:
+        for m in everything:
+            m.training = False
+        for m in norms:
+            m.training, m.track_running_stats = True, False
+        yield
+    finally:
+        _batch_statistics.reset(token)
+        for m, training in zip(everything, before, strict=True):
+            m.training = training
+        for m, track in zip(norms, tracked, strict=True):
+            m.track_running_stats = track
+
+
+def _scored(
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """``objective(x', *given)``, with ids and seed if it draws noise: checked scores, and who is done if it says so."""
+    keywords = {"ids": ids, "seed": seed} if getattr(objective, "random", False) else {}
+    result = objective(x_adv, *given, **keywords)
+    score, done = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    n = len(x_adv)
+    if not isinstance(score, Tensor) or score.shape != (n,):
+        came = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"a {type(score).__name__}"
+        raise ValueError(f"objective gave {came}, expected ({n},): one score for each example")
+    if done is not None and not (isinstance(done, Tensor) and done.shape == (n,) and done.dtype == torch.bool):
+        came = f"{done.dtype} of shape {tuple(done.shape)}" if isinstance(done, Tensor) else f"a {type(done).__name__}"
+        raise ValueError(f"objective says who is done by {came}, expected bool of shape ({n},)")
+    return score, done
+
+
+def scores(objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int) -> Tensor:
+    """``objective(x', *given)``, with ids and seed if it draws noise; checked to be one score for each example."""
+    return _scored(objective, x_adv, given, ids, seed)[0]
+
+
+def _ascent(
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    with torch.enable_grad():
+        x_adv = x_adv.detach().requires_grad_()
+        score, done = _scored(objective, x_adv, given, ids, seed)
+        grad = torch.autograd.grad(score.sum(), x_adv, allow_unused=True)[0] if score.requires_grad else None
+        if grad is None:
+            raise ValueError("objective does not depend on x': its graph is cut (a detach, no_grad or numpy inside?)")
+    return score.detach(), done, grad
+
+
+def gradient(
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The scores at x' and the gradient of their sum with respect to x' alone; shapes (N,) and of ``x_adv``.
+
+    The scores are summed, never averaged: a mean would shrink each example's gradient with the batch size, down to
+    zero in half precision.
+
+    Raises:
+        ValueError: the objective gives anything but one score for each example, or does not depend on x'.
+    """
+    score, _, grad = _ascent(objective, x_adv, given, ids, seed)
+    return score, grad
+
+
+# --- the examples under attack, and the best of what was found ------------------------------------------------------
+
+
+def _take(value: Any, index: Tensor) -> Any:
+    """Rows of a tensor, of each part of a tuple (a ``Gaussian`` stays one), or None."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value[index]
+    if isinstance(value, tuple):
+        parts = [_take(part, index) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    raise TypeError(
+        f"given holds a {type(value).__name__}, expected tensors or tuples of them: examples leave the batch"
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The examples that one call of an attack works on; ``take`` gives some of them.
+
+    Attributes:
+        objective, x, threat, given, ids: as the attack's caller gave them, cut to these examples.
+        place: int64 (N,), the examples' rows in the caller's batch.
+    """
+
+    objective: Objective
+    x: Tensor
+    threat: Threat
+    given: tuple[Any, ...]
+    ids: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        x: Tensor,
+        threat: Threat,
+        given: tuple[Any, ...],
+        ids: Tensor | None,
+        leave_early: bool,
+    ) -> Problem:
+        """Check what an attack was called with.
+
+        Raises:
+            TypeError, ValueError: ``x`` is no batch of images in [0, 1], or ``ids`` has another length; early leaving
+                is asked for and the examples of the batch hang together.
+        """
+        x = check_images(x).detach()
+        place = torch.arange(len(x), device=x.device)
+        ids = place if ids is None else ids
+        check_count("ids", ids, x)
+        if leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
+            why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
+            raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
+        return cls(objective, x, threat, given, ids, place)
+
+    def take(self, index: Tensor) -> Problem:
+        """Some of the examples, by a mask or by positions."""
+        x, place, given = self.x[index], self.place[index], tuple(_take(g, index) for g in self.given)
+        ids = self.ids[index.to(self.ids.device)]
+        return replace(self, x=x, place=place, given=given, ids=ids, threat=self.threat.take(index))
+
+    @torch.no_grad()
+    def score(self, x_adv: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Scores (N,) at x', and who is done if the objective says so."""
+        return _scored(self.objective, x_adv, self.given, self.ids, seed)
+
+    def ascent(self, x_adv: Tensor, seed: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Scores, who is done, and the gradient of the summed scores with respect to x'."""
+        return _ascent(self.objective, x_adv, self.given, self.ids, seed)
+
+    def first(self, start: Tensor | None, random_start: bool, restart: int, seed: int) -> Tensor:
+        """Where a run begins: at the caller's ``start`` in the first one, else at a random point, or at x.
+
+        Raises:
+            ValueError: ``start`` has another shape than the images, or values outside [0, 1].
+        """
+        if start is not None and restart == 0:
+            return self.threat.projection(self.x)(start.detach().to(self.x, copy=True))
+        if random_start:
+            return self.threat.start(self.x, self.ids, seed)
+        return self.x.clone()
+
+
+class Best:
+    """For each example of the caller's batch the best point seen: one that is done before one that is not, then the
+    higher score.
+
+    Attributes:
+        x: the points, shape of the batch.
+        score: (N,).
+        done: (N,) bool.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.clone()
+        self.score = torch.full((len(x),), -torch.inf, device=x.device)
+        self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def see(self, place: Tensor, x_adv: Tensor, score: Tensor, done: Tensor | None = None) -> None:
+        """Keep what is better among points for the examples at ``place``."""
+        known, reached = self.done[place], self.score[place]
+        done = torch.zeros_like(known) if done is None else done
+        better = (done & ~known) | ((done == known) & (score > reached))
+        if len(place) == len(self.x):  # everyone is here, in order: no scattering
+            self.x = torch.where(column(better, x_adv).bool(), x_adv, self.x)
+        else:
+            self.x[place[better]] = x_adv[better]
+        self.score[place] = torch.where(better, score.to(reached), reached)
+        self.done[place] = known | done
+
+
+def check_start(start: Tensor | None, x: Tensor) -> None:
+    """Refuse a start of another shape than the images, or outside [0, 1]."""
+    if start is not None:
+        check_images(start, "start")
+        if start.shape != x.shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")

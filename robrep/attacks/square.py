@@ -1,0 +1,242 @@
+"""Square: random search that needs no gradient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robrep.attacks.engine import Best, Objective, Problem, check_start
+from robrep.attacks.threats import L2, Linf, Threat, column, rows
+from robrep.checks import nonnegative, positive_int
+from robrep.randomness import fold, uniform
+
+CHUNK = 100  # queries whose random numbers are drawn at once
+
+
+def share(query: int, queries: int, p_init: float) -> float:
+    """Share of the image's pixels that a square covers: ``p_init``, halved at nine times of a schedule made for 10,000
+    queries, which is stretched to ``queries``."""
+    at = query / queries * 10_000
+    return p_init / 2 ** sum(at > time for time in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square attack: tries random squares and keeps those that raise the score (Andriushchenko et al. 2020).
+
+    A black-box attack: it calls the objective and never its gradient, so that it also works where gradients are
+    masked. In l-inf a square takes the values x + eps or x - eps in each channel; in l2 the budget of two windows is
+    moved into one of them. Each example has squares of its own (the reference draws their place for the whole batch).
+
+    Args:
+        queries: calls of the objective for each example, the first included; at least 1.
+        p_init: share of the pixels that the first squares cover, in (0, 1].
+        restarts: independent runs; each example keeps its best.
+        leave_early: an example that the objective calls done leaves the batch.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, when the attack is made.
+    """
+
+    queries: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+    leave_early: bool = True
+
+    def __post_init__(self) -> None:
+        positive_int("queries", self.queries)
+        positive_int("restarts", self.restarts)
+        if not 0 < nonnegative("p_init", self.p_init) <= 1:
+            raise ValueError(f"p_init is {self.p_init}, expected above 0 and at most 1")
+
+    def __str__(self) -> str:
+        return f"Square-{self.queries}{f', {self.restarts} restarts' if self.restarts > 1 else ''}"
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        threat: Threat,
+        *given: Any,
+        ids: Tensor | None = None,
+        seed: int = 0,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`, except that no gradient is needed.
+
+        Raises:
+            TypeError: ``threat`` is neither ``Linf`` nor ``L2``.
+        """
+        if not isinstance(threat, Linf | L2):
+            raise TypeError(f"threat is a {type(threat).__name__}, expected Linf or L2")
+        problem = Problem.of(objective, x, threat, given, ids, self.leave_early)
+        check_start(start, problem.x)
+        found = Best(problem.x)
+        for restart in range(self.restarts):
+            todo = problem
+            if self.leave_early and found.done.any():
+                if found.done.all():
+                    break
+                todo, start = problem.take(~found.done), None
+            self._search(todo, start if restart == 0 else None, found, restart, seed)
+        return found.x
+
+    def _search(self, todo: Problem, start: Tensor | None, found: Best, restart: int, seed: int) -> None:
+        linf = isinstance(todo.threat, Linf)
+        if start is not None:
+            best = todo.first(start, False, 0, seed)
+        else:
+            best = (_stripes if linf else _tiles)(todo, fold(seed, "square", restart))
+        score, done = todo.score(best, fold(seed, "query", restart, 0))
+        is_done = torch.zeros(len(best), dtype=torch.bool, device=best.device) if done is None else done
+        drawn: Tensor | None = None
+        for query in range(1, self.queries):
+            if self.leave_early and is_done.any():
+                found.see(todo.place[is_done], best[is_done], score[is_done], is_done[is_done])
+                stay = ~is_done
+                if not stay.any():
+                    return
+                todo, best, score, is_done = todo.take(stay), best[stay], score[stay], is_done[stay]
+                drawn = drawn[stay] if drawn is not None else None
+            if drawn is None or (query - 1) % CHUNK == 0:
+                chunk = fold(seed, "squares", restart, (query - 1) // CHUNK)
+                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + x_channels(best))).to(best.device)
+            u = drawn[:, (query - 1) % CHUNK]
+            p = share(query - 1, self.queries, self.p_init)
+            trial = (_square if linf else _window)(todo, best, u, p)
+            new_score, done = todo.score(trial, fold(seed, "query", restart, query))
+            better = new_score > score
+            if done is not None:
+                better = (better & (done | ~is_done)) | (done & ~is_done)
+                is_done = is_done | done
+            best = torch.where(column(better, best).bool(), trial, best)
+            score = torch.where(better, new_score, score)
+        found.see(todo.place, best, score, is_done)
+
+
+def x_channels(x: Tensor) -> int:
+    """Number of channels."""
+    return x.shape[1]
+
+
+def _signs(u: Tensor, x: Tensor) -> Tensor:
+    return torch.where(u < 0.5, -1.0, 1.0).to(x)
+
+
+def _side(x: Tensor, p: float, least: int) -> int:
+    """The square's side, of ``p`` of the pixels, at least ``least`` and at most the image's."""
+    height, width = x.shape[2:]
+    return min(max(round(math.sqrt(p * height * width)), least), height, width)
+
+
+def _corner(u: Tensor, extent: int, side: int) -> Tensor:
+    """A position 0 ... extent - side from u in [0, 1)."""
+    return (u * (extent - side + 1)).long().clamp(max=extent - side)
+
+
+def _stripes(todo: Problem, seed: int) -> Tensor:
+    """x + eps or x - eps in each column and channel."""
+    x = todo.x
+    signs = _signs(uniform(seed, todo.ids, (x.shape[1], 1, x.shape[3])).to(x.device), x)
+    return (x + signs * rows(todo.threat.eps, x)).clamp_(0, 1)
+
+
+def _square(todo: Problem, best: Tensor, u: Tensor, p: float) -> Tensor:
+    """``best`` with x + eps or x - eps (a sign for each channel) in one square."""
+    x, (height, width) = todo.x, todo.x.shape[2:]
+    side = _side(x, p, 1)
+    top, left = _corner(u[:, 0], height, side), _corner(u[:, 1], width, side)
+    inside = _between(top, height, side)[:, None, :, None] & _between(left, width, side)[:, None, None, :]
+    signs = _signs(u[:, 5:], x)[:, :, None, None]
+    return torch.where(inside, (x + signs * rows(todo.threat.eps, x)).clamp_(0, 1), best)
+
+
+def _between(first: Tensor, extent: int, side: int) -> Tensor:
+    """Which of 0 ... extent - 1 lie in [first, first + side), shape (N, extent)."""
+    at = torch.arange(extent, device=first.device)
+    return (at >= first[:, None]) & (at < first[:, None] + side)
+
+
+def _bump(side: int, x: Tensor, upright: Tensor) -> Tensor:
+    """The l2 attack's pattern, of norm 1: a positive and a negative hill side by side, one above the other where
+    ``upright``; shape (N, 1, side, side)."""
+
+    def hill(height: int, width: int) -> Tensor:
+        total = torch.zeros(height, width)
+        top, left = height // 2, width // 2
+        for ring in range(max(height // 2, width // 2) + 1):
+            rows_, columns = slice(max(top - ring, 0), top + ring + 1), slice(max(left - ring, 0), left + ring + 1)
+            total[rows_, columns] += 1 / (ring + 1) ** 2
+        return total / total.norm()
+
+    half = side // 2
+    pattern = torch.cat([hill(half, side), -hill(side - half, side)]) if half else torch.ones(1, 1)
+    pattern = (pattern / pattern.norm()).to(x)
+    return torch.where(upright[:, None, None, None], pattern, pattern.T)
+
+
+def _tiles(todo: Problem, seed: int) -> Tensor:
+    """Bumps of random sign on a grid of fifths of the image, scaled to the whole radius."""
+    x, (height, width) = todo.x, todo.x.shape[2:]
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    u = uniform(seed, todo.ids, (x.shape[1] + 1, down, across)).to(x.device)
+    signs = _signs(u[:, :-1], x)
+    upright = u[:, -1].flatten(1) < 0.5
+    delta = torch.zeros_like(x)
+    first, second = (height - down * side) // 2, (width - across * side) // 2
+    for i in range(down):
+        for j in range(across):
+            place = (
+                ...,
+                slice(first + i * side, first + (i + 1) * side),
+                slice(second + j * side, second + (j + 1) * side),
+            )
+            delta[place] = _bump(side, x, upright[:, i * across + j]) * signs[:, :, i, j][..., None, None]
+    return _at_radius(todo, delta)
+
+
+def _at_radius(todo: Problem, delta: Tensor) -> Tensor:
+    """x + delta, scaled to the radius and clipped to [0, 1]."""
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=1e-12)
+    return (todo.x + delta / column(length, delta) * rows(todo.threat.eps, todo.x)).clamp_(0, 1)
+
+
+def _window(todo: Problem, best: Tensor, u: Tensor, p: float) -> Tensor:
+    """``best`` with the budget of two windows, and what is left of the radius, moved into the first of them."""
+    x, (height, width) = todo.x, todo.x.shape[2:]
+    n, channels = x.shape[:2]
+    side = _side(x, p, min(3, height, width))
+    side = min(side + 1 - side % 2, height, width)
+    delta = best - x
+    across = torch.arange(side, device=x.device)
+
+    def window(v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        i = _corner(v, height, side)[:, None] + across
+        j = _corner(w, width, side)[:, None] + across
+        example, channel = torch.arange(n, device=x.device), torch.arange(channels, device=x.device)
+        return example[:, None, None, None], channel[None, :, None, None], i[:, None, :, None], j[:, None, None, :]
+
+    first, second = window(u[:, 0], u[:, 1]), window(u[:, 2], u[:, 3])
+    mask = torch.zeros_like(x)
+    mask[first], mask[second] = 1.0, 1.0
+
+    def norm(t: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return torch.linalg.vector_norm(t, dim=dims, keepdim=True)
+
+    spent = norm(delta, (1, 2, 3))
+    in_windows = norm(delta * mask, (1, 2, 3))
+    old = delta[first]
+    new = _bump(side, x, u[:, 4] < 0.5) * _signs(u[:, 5:], x)[:, :, None, None]
+    new = new + old / norm(old, (2, 3)).clamp(min=1e-12)
+    eps = rows(todo.threat.eps, x)
+    budget = ((eps**2 - spent**2).clamp(min=0) / channels + in_windows**2).sqrt()
+    new = new / norm(new, (2, 3)).clamp(min=1e-12) * budget
+    delta = delta.clone()
+    delta[second] = 0.0
+    delta[first] = new
+    return _at_radius(todo, delta)

@@ -1,0 +1,160 @@
+"""Threat models: the set A(x) that an attack may search, a ball around the image within [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from robrep.checks import nonnegative
+from robrep.randomness import fold, noise, uniform
+
+T = TypeVar("T", "Linf", "L2")
+
+
+def check_radius(value: float | Tensor, name: str = "eps") -> None:
+    if not isinstance(value, Tensor):
+        nonnegative(name, value)
+    elif value.ndim != 1 or not bool(((value >= 0) & value.isfinite()).all()):
+        raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected (N,), finite and at least 0")
+
+
+def check_count(name: str, value: Tensor, x: Tensor) -> None:
+    if len(value) != len(x):
+        raise ValueError(f"{name} has {len(value)} rows, expected {len(x)}, one for each image")
+
+
+def column(value: Tensor, x: Tensor) -> Tensor:
+    """A vector (N,) shaped to be multiplied with images N x C x H x W."""
+    return value.to(x).view(-1, *[1] * (x.ndim - 1))
+
+
+def rows(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number as it is, one value for each image as a column."""
+    if not isinstance(value, Tensor):
+        return value
+    check_count("eps", value, x)
+    return column(value, x)
+
+
+def text(value: float | Tensor) -> str:
+    return "varying with the image" if isinstance(value, Tensor) else f"{value:g}"
+
+
+def _take(threat: T, index: Tensor) -> T:
+    eps = threat.eps
+    return replace(threat, eps=eps[index.to(eps.device)]) if isinstance(eps, Tensor) else threat
+
+
+def _norm(d: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(d.flatten(1), dim=1)
+
+
+class Threat(Protocol):
+    """What an attack needs to know of the set it may search: A(x) = ball of radius eps around x, within [0, 1]."""
+
+    eps: float | Tensor
+
+    def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+        """A random point of A(x), another for each example and seed."""
+        ...
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The steepest ascent direction of the norm, of length 1 for each example; a new tensor."""
+        ...
+
+    def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function that brings a point back to A(x); it may write into its argument."""
+        ...
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """The norm of a - b for each example, shape (N,)."""
+        ...
+
+    def take(self, index: Tensor) -> Threat:
+        """The threat model of some of the examples: a radius of each example goes with its example."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linf:
+    """max_i |x'_i - x_i| <= eps and x' in [0, 1].
+
+    Args:
+        eps: the radius in pixel units of [0, 1], or one radius for each example, shape (N,).
+
+    Raises:
+        ValueError: the radius is negative or not finite.
+        TypeError: it is no number.
+    """
+
+    eps: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_radius(self.eps)
+
+    def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+        u = uniform(seed, ids, x.shape[1:]).to(x)
+        return u.mul_(2).sub_(1).mul_(rows(self.eps, x)).add_(x).clamp_(0, 1)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        eps = rows(self.eps, x)
+        low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+        return lambda x_adv: x_adv.clamp_(low, high)
+
+    def take(self, index: Tensor) -> Linf:
+        return _take(self, index)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().flatten(1).amax(1)
+
+    def __str__(self) -> str:
+        return f"l-inf ball of radius {text(self.eps)}"
+
+
+@dataclass(frozen=True)
+class L2:
+    """||x' - x||_2 <= eps and x' in [0, 1]; arguments and errors as for :class:`Linf`."""
+
+    eps: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_radius(self.eps)
+
+    def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+        direction = noise(fold(seed, "direction"), ids, x.shape[1:]).to(x)
+        u = uniform(fold(seed, "length"), ids, (1,)).to(x).squeeze(1)
+        # uniform in a d-dimensional ball: the radius is u^(1/d), not u
+        length = u ** (1 / x[0].numel()) / _norm(direction).clamp(min=1e-12)
+        return (x + direction * rows(length, x) * rows(self.eps, x)).clamp_(0, 1)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        peak = gradient.abs().flatten(1).amax(1)  # first to size 1: squares of very small or large numbers are lost
+        unit = gradient / column(peak.clamp(min=torch.finfo(gradient.dtype).tiny), gradient)
+        return unit.div_(column(_norm(unit).clamp(min=1e-30), unit))
+
+    def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        eps = rows(self.eps, x)
+
+        def project(x_adv: Tensor) -> Tensor:
+            delta = x_adv.sub_(x)
+            shrink = (eps / column(_norm(delta).clamp(min=1e-30), x)).clamp(max=1)
+            # x is in [0, 1], so clipping only brings x' closer to it and never leaves the ball
+            return delta.mul_(shrink).add_(x).clamp_(0, 1)
+
+        return project
+
+    def take(self, index: Tensor) -> L2:
+        return _take(self, index)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return _norm(a - b)
+
+    def __str__(self) -> str:
+        return f"l2 ball of radius {text(self.eps)}"
