@@ -61,13 +61,16 @@ class ConvEncoder(nn.Module):
         dim: D, the dimension of the code (128 in the paper).
         gaussian: give a ``Gaussian`` (the last layer has 2 D outputs: the mean, and the scale through a softplus),
             else a tensor (N, D).
-        widths: channels of the first three convolutions.
+        widths: channels of the convolutions before the last (three in the paper).
         strides: their strides.
         groups: groups of the GroupNorm after each of their ReLUs; 0 for none. No batch norm, so an example's code
             does not hang on its batch.
         min_scale: added to the scale, which keeps the KL divergence finite.
 
     Shapes: images (N, channels, H, W) in [0, 1] to codes (N, D), in float32.
+
+    Raises:
+        ValueError: as many strides as widths are needed.
     """
 
     def __init__(
@@ -83,9 +86,11 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         positive_int("channels", channels)
+        if len(widths) != len(strides):
+            raise ValueError(f"strides has {len(strides)} values, expected {len(widths)}, one for each of widths")
         self.dim, self.gaussian, self.min_scale = positive_int("dim", dim), gaussian, min_scale
         layers: list[nn.Module] = []
-        for before, after, stride in zip([channels, *widths], widths, strides, strict=False):
+        for before, after, stride in zip([channels, *widths[:-1]], widths, strides, strict=True):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
             if groups:
                 layers.append(nn.GroupNorm(groups, after))

@@ -61,14 +61,16 @@ class Classifier(nn.Module):
     Args:
         encoder: images to a tensor (N, D) or a ``Gaussian``.
         head: codes (N, D) to logits (N, C).
-        samples: S, at least 1; 0 classifies the mean of the code. Without effect on a deterministic encoder.
+        samples: S, at least 1; 0 classifies the mean of the code. An encoder that says it is deterministic
+            (``gaussian`` is False) makes it 0.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module, samples: int = 20) -> None:
         super().__init__()
         if samples:
             positive_int("samples", samples)
-        self.encoder, self.head, self.samples = encoder, head, samples
+        self.encoder, self.head = encoder, head
+        self.samples = samples if getattr(encoder, "gaussian", True) else 0
 
     @property
     def mean_code(self) -> Classifier:

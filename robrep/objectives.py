@@ -90,8 +90,8 @@ def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
 
 
 def draws_noise(model: Any) -> bool:
-    """Whether ``model`` takes ``ids`` and ``seed``: it has a number of ``samples``, as a ``Classifier`` has."""
-    return hasattr(model, "samples")
+    """Whether ``model`` takes ``ids`` and ``seed``: its ``samples``, as a ``Classifier`` has them, are above 0."""
+    return getattr(model, "samples", 0) > 0
 
 
 def predict(model: nn.Module, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
