@@ -507,12 +507,12 @@ def test_a_crooked_table_is_refused():
 def test_prose_takes_its_numbers_from_records(tmp_path):
     run = results.load_run("vae_urkle", write(tmp_path).stem, folder=tmp_path)
     text = results.say("{r:.1%} ({r.low:.1%} to {r.high:.1%}), {n} images, {c}", r=run["robust"], n=500, c=run["clean"])
-    assert text == "97.0% (96.6% to 97.3%), 500 images, 99.1 % [98.9, 99.3]"
+    assert text == "97.0\xa0% (96.6\xa0% to 97.3\xa0%), 500 images, 99.1 % [98.9, 99.3]"
     assert text._repr_markdown_() == text
     assert results.say("{:.2f} and {}", 0.125, "text") == "0.12 and text"
 
     half = Rate(torch.arange(10) < 5)
-    assert results.say("{r:.0%} of {r.n}, at least {r.low:.0%}", r=half) == "50% of 10, at least 24%"
+    assert results.say("{r:.0%} of {r.n}, at least {r.low:.0%}", r=half) == "50\xa0% of 10, at least 24\xa0%"
     with pytest.raises(ValueError, match="value is nan"):
         results.say("{:.1f}", math.nan)
     with pytest.raises(ValueError, match="no field {s}"):

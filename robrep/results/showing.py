@@ -175,7 +175,8 @@ def say(template: str, *numbers: Any, **named: Any) -> Prose:
     ``say("It keeps {r:.1%} ({r.low:.1%} to {r.high:.1%}).", r=run["robust"])``
 
     Args:
-        template: text with the fields of :meth:`str.format`; ``.1%`` turns a fraction into percent.
+        template: text with the fields of :meth:`str.format`; ``.1%`` turns a fraction into percent, set as "68.0 %"
+            with a space that does not break.
         *numbers: metrics, rates, floats, counts or texts for the fields ``{}``.
         **named: the same for named fields.
 
@@ -194,4 +195,4 @@ def say(template: str, *numbers: Any, **named: Any) -> Prose:
     for name in keyed:
         if not re.search(r"\{" + re.escape(name) + r"[.:!}\[]", template):
             raise ValueError(f"the template has no field {{{name}}}, expected one for every number given")
-    return Prose(template.format(*positional, **keyed))
+    return Prose(re.sub(r"(?<=\d)%", "\N{NO-BREAK SPACE}%", template.format(*positional, **keyed)))
