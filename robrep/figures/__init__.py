@@ -13,6 +13,7 @@ Only trace types of plotly's cartesian bundle are used. ``live`` and ``control``
 
 from __future__ import annotations
 
+from robrep.figures.auditing import audit_figure
 from robrep.figures.base import PALETTE, Style, styles
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
 from robrep.figures.kernel import control, live
@@ -28,6 +29,7 @@ __all__ = [
     "accuracy_against_radius",
     "accuracy_slider",
     "attack_slider",
+    "audit_figure",
     "bound_bars",
     "captions",
     "control",
