@@ -85,7 +85,7 @@ _ORIGINALS = {
     "imagenette": _Original("Imagenette", _IMAGENETTE, (3, IMAGENETTE_SIZE, IMAGENETTE_SIZE), 9_469, 3_925, 500),
 }
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
-NAMES = ("digits", "colour-digits", *_ORIGINALS)
+NAMES = ("digits", "colour-digits", "colour-mnist", *_ORIGINALS)
 
 
 class Labels(NamedTuple):
@@ -107,7 +107,7 @@ class Dataset:
         x_train, x_val, x_test: uint8, N x C x H x W, 0 ... 255; a :class:`FolderImages` where images stay on disk.
         y_train, y_val, y_test: int64, (N,).
         note: what differs from the original data set, to be printed beside any number; "" if nothing does.
-        tasks: the sets of labels, by name, where there is more than one (``colour-digits``: "digit", "colour").
+        tasks: the sets of labels, by name, where there is more than one (the colour sets: "digit", "colour").
     """
 
     name: str
@@ -187,6 +187,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
     * ``colour-digits``: the digits and their split, tinted: each image draws one of six colours with equal chance,
       independently of the digit, and pixel = grey value * colour, so that strokes are tinted and the background stays
       dark; 3 x 8 x 8. Tasks "digit" (the default) and "colour".
+    * ``colour-mnist``: ``mnist`` tinted by the same recipe, 3 x 28 x 28, made from ``mnist.npz`` when asked for. The
+      colours of each split are one seeded stream, so they are the same on every machine.
     * ``mnist``, ``fashion-mnist`` (1 x 28 x 28), ``cifar10``, ``cifar100`` (fine labels), ``svhn`` (without "extra";
       3 x 32 x 32): 5,000 validation images. ``stl10`` (3 x 96 x 96): 500, labelled images only.
     * ``imagenette``: the '160px' version, shorter side resized to 128 pixels, centre-cropped to 3 x 128 x 128; 500
@@ -203,6 +205,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         OSError: the folder cannot be written or its disk is full.
     """
     one_of("name", name, NAMES)
+    if name == "colour-mnist":
+        return _tinted(name, load("mnist", root))
     if name not in _ORIGINALS:
         return _bundled(name)
     original, folder = _ORIGINALS[name], Path(root if root is not None else cache_root()).expanduser()
@@ -399,6 +403,23 @@ def _bundled(name: str) -> Dataset:
             tasks[task] = Labels(classes, *(torch.from_numpy(labels[i].astype(np.int64)) for i in parts))
     train, val, test = (_tensors(x[i].astype(np.uint8), y[i]) for i in parts)
     return Dataset(name, _DIGITS, *train, *val, *test, tasks=tasks)
+
+
+def _tinted(name: str, grey: Dataset) -> Dataset:
+    """Grey images with each one's strokes in one of the six colours, independently of its label."""
+    palette = np.array(list(_COLOURS.values()))
+    shades = np.rint(np.arange(256)[:, None, None] * palette).astype(np.uint8)  # grey value, colour, channel
+    images: dict[str, Any] = {}
+    colours = []
+    for number, split in enumerate(SPLITS):
+        x = getattr(grey, f"x_{split}").numpy()[:, 0]
+        colour = _random(2, number).randint(len(_COLOURS), size=len(x))
+        tinted = np.stack([shades[x, colour[:, None, None], channel] for channel in range(3)], axis=1)
+        colours.append(torch.from_numpy(colour.astype(np.int64)))
+        images[f"x_{split}"] = torch.from_numpy(tinted)
+    digit = Labels(grey.classes, *(getattr(grey, f"y_{split}") for split in SPLITS))
+    tasks = {"digit": digit, "colour": Labels(tuple(_COLOURS), *colours)}
+    return dataclasses.replace(grey, name=name, tasks=tasks, **images)
 
 
 def _square(image: Image, size: int, resize: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from robrep.gaussians import Gaussian, wide
 
 
 def he_init(network: nn.Module) -> None:
-    """Draw the weights of all convolutions so that a ReLU network keeps the scale of its input (He et al. 2015).
+    """Draw the weights of all layers so that a ReLU network keeps the scale of its input (He et al. 2015).
 
     With PyTorch's default a signal shrinks by about 0.4 a layer, all images get nearly the same code, and an
     auto-encoder stays for many epochs at the mean image. Biases are set to zero.
@@ -25,9 +25,13 @@ def he_init(network: nn.Module) -> None:
             if isinstance(layer, nn.ConvTranspose2d):  # how many of these reach one output pixel
                 spread = layer.kernel_size if layer.padding == (0, 0) else layer.stride
                 inputs //= math.prod(spread)
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Linear):
+            inputs = layer.in_features
+        else:
+            continue
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 class PooledConv(nn.Conv2d):
@@ -144,6 +148,19 @@ class ConvDecoder(nn.Module):
         return wide(self.net(z[:, :, None, None]))
 
 
+class MeanCode(nn.Module):
+    """The mean of a Gaussian encoder's code as the code itself: a deterministic encoder, images to (N, D)."""
+
+    gaussian = False
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).mean
+
+
 class MLPHead(nn.Sequential):
     """Three fully connected layers with batch norm and ReLU between: the classifier of Nguyen et al. 2022 for MNIST.
 
@@ -164,3 +181,109 @@ class MLPHead(nn.Sequential):
             nn.ReLU(),
             nn.Linear(dim // 4, classes),
         )
+
+
+def log_variance_code(output: Tensor, limit: float = 12.0) -> Gaussian:
+    """A ``Gaussian`` from means and log-variances side by side, (N, 2 D), in float32.
+
+    The log-variance is kept within +-``limit`` (scales from 0.0025 to 403), so that no exponential overflows.
+    """
+    mean, log_variance = wide(output).chunk(2, dim=1)
+    return Gaussian(mean, torch.exp(0.5 * log_variance.clamp(-limit, limit)))
+
+
+class MLPEncoder(nn.Module):
+    """A multi-layer perceptron with a Gaussian code: the encoder of Cemgil et al. 2019.
+
+    Args:
+        shape: (C, H, W) of the images.
+        dim: D, the dimension of the code (32, 64 or 128 in the paper).
+        widths: units of the ReLU layers (four times 200 in the paper).
+
+    Shapes: images (N, C, H, W) in [0, 1] to a ``Gaussian`` (N, D): its last layer gives means and log-variances.
+    """
+
+    gaussian = True
+
+    def __init__(
+        self, shape: tuple[int, int, int], dim: int = 32, *, widths: Sequence[int] = (200, 200, 200, 200)
+    ) -> None:
+        super().__init__()
+        self.dim = positive_int("dim", dim)
+        self.net = nn.Sequential(nn.Flatten(), *_dense([math.prod(shape), *widths]))
+        self.code = nn.Linear(widths[-1], 2 * dim)
+        he_init(self)
+        nn.init.normal_(self.code.weight, std=0.1 * math.sqrt(1 / widths[-1]))  # codes start near N(0, I)
+
+    def forward(self, x: Tensor) -> Gaussian:
+        return log_variance_code(self.code(self.net(x)))
+
+
+class MLPDecoder(nn.Module):
+    """A multi-layer perceptron from a code to an image, with the layers of :class:`MLPEncoder` (Cemgil et al. 2019).
+
+    Shapes: codes (N, D) to images (N, C, H, W), not bounded.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], dim: int = 32, *, widths: Sequence[int] = (200, 200, 200, 200)
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.net = nn.Sequential(*_dense([dim, *widths]), nn.Linear(widths[-1], math.prod(shape)))
+        he_init(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return wide(self.net(z)).unflatten(1, self.shape)
+
+
+def _dense(widths: Sequence[int]) -> list[nn.Module]:
+    """Linear layers with a ReLU after each."""
+    pairs = zip(widths, widths[1:], strict=False)
+    return [layer for before, after in pairs for layer in (nn.Linear(before, after), nn.ReLU())]
+
+
+class FlatConvEncoder(nn.Module):
+    """Convolutions with ReLUs and a linear layer on all that is left: the ConvNet encoder of Cemgil et al. 2019.
+
+    The print gives four layers of 200 units; kernels (3 x 3) and strides are ours. :class:`ConvDecoder` with the widths
+    turned round is its partner.
+
+    Args:
+        shape: (C, H, W) of the images.
+        dim: D, the dimension of the code.
+        widths: channels of the convolutions.
+        strides: their strides.
+
+    Shapes: images (N, C, H, W) in [0, 1] to a ``Gaussian`` (N, D).
+
+    Raises:
+        ValueError: as many strides as widths are needed.
+    """
+
+    gaussian = True
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dim: int = 32,
+        *,
+        widths: Sequence[int] = (200, 200, 200, 200),
+        strides: Sequence[int] = (2, 2, 1, 1),
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(strides):
+            raise ValueError(f"strides has {len(strides)} values, expected {len(widths)}, one for each of widths")
+        self.dim = positive_int("dim", dim)
+        layers: list[nn.Module] = []
+        channels, height, width = shape
+        for after, stride in zip(widths, strides, strict=True):
+            layers += [nn.Conv2d(channels, after, 3, stride, padding=1), nn.ReLU()]
+            channels, height, width = after, -(-height // stride), -(-width // stride)
+        self.net = nn.Sequential(*layers, nn.Flatten())
+        self.code = nn.Linear(channels * height * width, 2 * dim)
+        he_init(self)
+        nn.init.normal_(self.code.weight, std=0.1 * math.sqrt(1 / self.code.in_features))
+
+    def forward(self, x: Tensor) -> Gaussian:
+        return log_variance_code(self.code(self.net(x)))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robrep.checks import check_labels
-from robrep.gaussians import wide
+from robrep.checks import check_labels, nonnegative
+from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, wide
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
@@ -57,3 +57,69 @@ def bounded_log_softmax(logits: Tensor, bound: float) -> Tensor:
         )
     log_p = wide(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
     return torch.logaddexp(log_p, log_p.new_tensor(-bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on
+
+
+def gaussian_nll(output: Tensor, x: Tensor, variance: float) -> Tensor:
+    """-log N(x; output, variance I), summed over everything but the first dimension, in nats; result (N,).
+
+    Raises:
+        ValueError: ``variance`` is not above 0.
+    """
+    if not nonnegative("variance", variance):
+        raise ValueError(f"variance is {variance}, expected a number above 0")
+    pixels = x[0].numel()
+    return squared_error(output, x) / (2 * variance) + 0.5 * pixels * math.log(2 * math.pi * variance)
+
+
+def prior_cross_entropy(p: Gaussian) -> Tensor:
+    """E over z of p of -log N(z; 0, I), in nats; shape (N,)."""
+    d = p.mean.shape[-1]
+    return 0.5 * (wide(p.mean).square() + wide(p.scale).square()).sum(-1) + 0.5 * d * math.log(2 * math.pi)
+
+
+def negative_elbo(x: Tensor, output: Tensor, p: Gaussian, *, variance: float = 0.1) -> dict[str, Tensor]:
+    """Minus the evidence lower bound (ELBO) of a variational auto-encoder, in two terms of shape (N,), in nats.
+
+    Args:
+        x: images, (N, C, H, W).
+        output: the decoder's mean for one sample z of ``p``, of the same shape.
+        p: q(z|x).
+        variance: v of the decoder N(output, v I), above 0.
+
+    Returns:
+        ``reconstruction`` (-log p(x|z)) and ``prior`` (KL[q(z|x) || N(0, I)]).
+    """
+    return {"reconstruction": gaussian_nll(output, x, variance), "prior": kl(p, standard_normal_like(p))}
+
+
+def negative_se_elbo(
+    x: Tensor, output: Tensor, p: Gaussian, q: Gaussian, *, gamma: float = 1.0, variance: float = 0.1
+) -> dict[str, Tensor]:
+    """Minus the smooth encoder's bound (SE-ELBO), in four terms of shape (N,), in nats; their sum is minimised.
+
+    Args:
+        x: images, (N, C, H, W).
+        output: the decoder's mean for one sample z of ``p``, of the same shape; x' is never decoded.
+        p: q(z|x).
+        q: q(z|x'), the code of the point that the selection picked.
+        gamma: strength of the coupling of the two codes, at least 0.
+        variance: v of the decoder N(output, v I), above 0.
+
+    Returns:
+        ``reconstruction`` (-log p(x|z)), ``prior`` and ``prior_selected`` (-log p(z) expected under p and under q) and
+        ``transport`` (:func:`robrep.gaussians.entropic_wasserstein`). The pairwise prior is not normalised: add
+        :func:`pair_log_normalizer` to the sum before calling it a bound on -log p(x).
+
+    Source: Cemgil et al. 2019, eq. 6-7 and section 6, with mu_a - mu_b where the print has mu_a - mu_a.
+    """
+    return {
+        "reconstruction": gaussian_nll(output, x, variance),
+        "prior": prior_cross_entropy(p),
+        "prior_selected": prior_cross_entropy(q),
+        "transport": entropic_wasserstein(p, q, gamma),
+    }
+
+
+def pair_log_normalizer(dim: int, gamma: float) -> float:
+    """ln of the integral of N(a; 0, I) N(b; 0, I) exp(-gamma/2 ||a - b||^2), which is -D/2 ln(1 + 2 gamma)."""
+    return -0.5 * dim * math.log1p(2 * nonnegative("gamma", gamma))

@@ -6,14 +6,16 @@ Images come in [0, 1], labels are ignored by methods that need none, and all ran
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from robrep.attacks import Threat
-from robrep.checks import nonnegative
+from robrep.checks import nonnegative, one_of
 from robrep.gaussians import Gaussian, kl, standard_normal_like
-from robrep.losses import cross_entropy, squared_error
+from robrep.losses import cross_entropy, negative_elbo, negative_se_elbo, squared_error
 from robrep.randomness import fold, noise
-from robrep.regularizers import Attack, adversarial_cross_entropy, reconstruction_shift, trades, urkle
+from robrep.regularizers import Attack, adversarial_cross_entropy, reconstruction_shift, select, trades, urkle
 
 Terms = dict[str, Tensor]
 
@@ -153,3 +155,64 @@ class VAEUrkle(VAE):
         p = self.encoder(x)
         worst = urkle(self.encoder, x, p, self.attack, self.threat, ids=ids, seed=seed)
         return self.negative_elbo(x, p, ids, seed) | {"urkle": self.beta_robust * worst.mean()}
+
+
+class GaussianVAE(nn.Module):
+    """A variational auto-encoder with a Gaussian decoder of variance v, trained by its ELBO (Kingma and Welling 2014).
+
+    Args:
+        encoder: images to a ``Gaussian``.
+        decoder: codes to images, the mean of p(x|z).
+        variance: v, which sets the balance of reconstruction and prior; above 0.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, variance: float = 0.1) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.variance = encoder, decoder, nonnegative("variance", variance)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        p = self.encoder(x)
+        terms = negative_elbo(x, self.reconstruct(p, ids, seed), p, variance=self.variance)
+        return {name: term.mean() for name, term in terms.items()}
+
+    def reconstruct(self, p: Gaussian, ids: Tensor, seed: int) -> Tensor:
+        """The decoder's mean for one sample of ``p``."""
+        return self.decoder(p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:])))
+
+
+class SmoothEncoder(GaussianVAE):
+    """The smooth encoder (SE): the code of x and that of an attacked x' are coupled (Cemgil et al. 2019).
+
+    The decoder is trained by x alone; x' counts as a constant of the outer step.
+
+    Args:
+        encoder, decoder, variance: as for :class:`GaussianVAE`.
+        attack, threat: how and where x' is selected.
+        gamma: strength of the coupling, at least 0. At 0 and x' = x the sum is a VAE's with twice the weight on the
+            prior, not the ordinary ELBO.
+        distance: what the selection maximises, see :func:`robrep.regularizers.select`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        attack: Attack,
+        threat: Threat,
+        gamma: float = 1.0,
+        variance: float = 0.1,
+        distance: Literal["wasserstein", "entropic"] = "wasserstein",
+    ) -> None:
+        super().__init__(encoder, decoder, variance)
+        self.attack, self.threat, self.gamma = attack, threat, nonnegative("gamma", gamma)
+        self.distance: Literal["wasserstein", "entropic"] = distance
+        one_of("distance", distance, ("wasserstein", "entropic"))
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        p = self.encoder(x)
+        x_adv = select(
+            self.encoder, x, p, self.attack, self.threat, distance=self.distance, gamma=self.gamma, ids=ids, seed=seed
+        )
+        q, output = self.encoder(x_adv), self.reconstruct(p, ids, seed)
+        terms = negative_se_elbo(x, output, p, q, gamma=self.gamma, variance=self.variance)
+        return {name: term.mean() for name, term in terms.items()}

@@ -7,12 +7,14 @@ output most, and return by how much it moved, so that training can make that sma
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor
 
 from robrep.attacks import Threat, attack_mode
-from robrep.gaussians import Gaussian, kl
+from robrep.checks import one_of
+from robrep.gaussians import Gaussian, entropic_wasserstein, kl, wasserstein2
 from robrep.losses import cross_entropy, kl_categorical, squared_error
 
 Attack = Callable[..., Tensor]
@@ -127,3 +129,34 @@ def adversarial_cross_entropy(
     ``y`` are class indices (N,); the other arguments are those of :func:`worst_case`.
     """
     return worst_case(lambda y_, f: cross_entropy(f, y_), classifier, x, y, attack, threat, ids=ids, seed=seed)
+
+
+def select(
+    encoder: Callable[[Tensor], Gaussian],
+    x: Tensor,
+    p: Gaussian,
+    attack: Attack,
+    threat: Threat,
+    *,
+    distance: Literal["wasserstein", "entropic"] = "wasserstein",
+    gamma: float = 1.0,
+    ids: Tensor,
+    seed: int,
+) -> Tensor:
+    """The smooth encoder's selection attack: x' in A(x) whose code is far from that of x; images like ``x``, detached.
+
+    Args:
+        distance: the print says "the Wasserstein distance": "wasserstein" reads it as W2^2, "entropic" as the term WD
+            of the bound, whose gradient does not vanish at x' = x.
+        gamma: strength of the coupling, for "entropic".
+        encoder, x, p, attack, threat, ids, seed: as for :func:`urkle`; ``p`` counts as a constant.
+
+    Source: Cemgil et al. 2019, section 2.1 and section 7.
+    """
+    options: dict[str, Callable[[Gaussian, Gaussian], Tensor]] = {
+        "wasserstein": wasserstein2,
+        "entropic": partial(entropic_wasserstein, gamma=gamma),
+    }
+    measure = options[one_of("distance", distance, options)]
+    with attack_mode(encoder):
+        return attack(lambda x_, p_: measure(p_, encoder(x_)), x, threat, p.detach(), ids=ids, seed=seed)

@@ -113,6 +113,39 @@ def test_colour_is_independent_of_the_digit_and_tints_the_strokes_only():
     assert counts.sum(0).min() > 0.8 * 1797 / 6
 
 
+def test_colour_mnist_is_mnist_tinted(tmp_path):
+    rng, arrays = np.random.RandomState(0), {}
+    for split, n in (("train", 60), ("test", 12)):
+        arrays[f"x_{split}"] = rng.randint(256, size=(n, 1, 28, 28)).astype(np.uint8)
+        arrays[f"y_{split}"] = rng.randint(10, size=n).astype(np.uint8)
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    d, grey = load("colour-mnist", tmp_path), load("mnist", tmp_path)
+    assert d.name == "colour-mnist" and d.shape == (3, 28, 28) and d.note == grey.note and d.classes == grey.classes
+    assert d.task("colour").classes == load("colour-digits").task("colour").classes
+    palette = torch.tensor([data._COLOURS[c] for c in d.task("colour").classes])
+    for split in data.SPLITS:
+        assert torch.equal(d.labels(split), grey.labels(split))
+        assert torch.equal(d.task("digit").labels(split), grey.labels(split))
+        colour = d.task("colour").labels(split)
+        expected = getattr(grey, f"x_{split}").double() * palette[colour].double()[:, :, None, None]
+        x = getattr(d, f"x_{split}")
+        assert x.dtype == torch.uint8 and (x.double() - expected).abs().max() <= 0.5001
+    again = load("colour-mnist", tmp_path)
+    assert again.task("colour").fingerprint == d.task("colour").fingerprint != d.fingerprint
+    assert d.task("colour").labels("test").tolist() == [5, 0, 5, 3, 1, 2, 5, 1, 3, 2, 5, 0]
+
+
+def test_colours_of_mnist_are_balanced_and_independent():
+    """The labels alone: the colours of 55,000 training images against a chi-squared of 45 degrees of freedom."""
+    y = data._random(3).randint(10, size=55_000)
+    colour = data._random(2, 0).randint(6, size=55_000)
+    counts = np.zeros((10, 6))
+    np.add.at(counts, (y, colour), 1)
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 80
+    assert abs(counts.sum(0) / counts.sum() - 1 / 6).max() < 0.006
+
+
 def test_loading_again_gives_new_tensors():
     a = load("digits")
     a.x_train.zero_()
