@@ -21,6 +21,7 @@ from robrep.figures.landscape import Plane, objective_line, objective_surface, p
 from robrep.figures.latent import kl_picture, latent_clouds, umap_embed
 from robrep.figures.losses import bound_bars, training_curves
 from robrep.figures.rates import accuracy_against_radius, accuracy_slider, label_curve, trade_off
+from robrep.figures.transport import coupling_picture, encoder_line, entropic_objective
 
 __all__ = [
     "PALETTE",
@@ -33,6 +34,9 @@ __all__ = [
     "bound_bars",
     "captions",
     "control",
+    "coupling_picture",
+    "encoder_line",
+    "entropic_objective",
     "image_grid",
     "kl_picture",
     "label_curve",
