@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import L2, PGD, Linf, Square, random_objective
+from robrep.attacks import APGD, L2, PGD, Linf, Square, random_objective
 from robrep.audit.report import Finding, Limits, worst
 from robrep.audit.subject import CALLS, Subject, of
 from robrep.evaluation import Rate
@@ -22,6 +22,7 @@ from robrep.regularizers import Attack
 STEPS = 3  # how many times the attack's own steps the longer one takes
 FEWEST = 20  # steps of the longer one
 RESTARTS = 3
+ADAPTIVE = 50  # steps of AutoPGD
 QUERIES = 500  # of the black-box attack
 SAMPLES = 4  # how many times a random model's own samples the averaged attack takes
 RADII = (0.5, 1.0, 2.0, 4.0)  # times the audited radius; the whole of [0, 1] comes on top
@@ -98,11 +99,17 @@ def stronger(attacks: Attacks, attack: Attack) -> Finding:
 
 
 def other_loss(attacks: Attacks, attack: Attack) -> Finding:
-    """The margin in place of the cross-entropy."""
-    gain = attacks.run("the margin as loss", attack, classifier_objective(attacks.s.model, "margin"))
-    text = f"The same attack on the margin in place of the cross-entropy breaks {attacks.told(gain)}."
+    """The margin in place of the cross-entropy, and AutoPGD on the DLR."""
+    model, apgd = attacks.s.model, APGD(ADAPTIVE)
+    gains = {"margin": attacks.run("the margin as loss", attack, classifier_objective(model, "margin"))}
+    gains["dlr"] = attacks.run(f"{apgd} on the DLR", apgd, classifier_objective(model, "dlr"))
+    text = (
+        f"The same attack on the margin in place of the cross-entropy breaks {attacks.told(gains['margin'])}; AutoPGD "
+        f"with {ADAPTIVE} steps on the DLR breaks {attacks.told(gains['dlr'])}."
+    )
+    verdict = STRONGER.share(sum(gains.values()), attacks.total)
     advice = "attack with several losses, and count an image as robust only if it survives all of them."
-    return Finding("loss", STRONGER.share(gain, attacks.total), text, attacks.shares({"gain": gain}), advice)
+    return Finding("loss", verdict, text, attacks.shares(gains), advice)
 
 
 def average(attacks: Attacks, attack: Attack) -> Finding:
