@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode
+from robrep.attacks.threats import check_count
 from robrep.checks import check_images, check_labels, positive_int
 from robrep.data import as_float
 from robrep.files import atomic_write, code_hash, digest
@@ -167,8 +168,14 @@ def adversarial_images(
         y: class indices (N,).
         attack, threat: such as ``PGD(100)`` (which climbs the cross-entropy) and ``Linf(0.1)``.
         ids, seed: name the random streams.
+
+    Raises:
+        ValueError: ``attack`` is a suite of several.
     """
-    (one,) = as_suite(attack)
+    several = as_suite(attack)
+    if len(several) > 1:
+        raise ValueError(f"attack is a suite of {len(several)} attacks, expected a single one (see evaluate)")
+    (one,) = several
     ids = torch.arange(len(x), device=x.device) if ids is None else ids
     with attack_mode(model):
         return one.run(model, x, y, threat, ids=ids, seed=fold(seed, "attack"))
@@ -293,15 +300,22 @@ def evaluate(
         split: what the images are, for the table.
         progress: a name for the evaluation, shown with the number of images done; None for silence.
         cache: a folder where each attack's result on each batch is kept, so that an evaluation that was cut short goes
-            on there. Results of other settings, weights, images or of another state of ``robrep`` are not taken.
+            on there. Results of other settings, weights, images or of another state of ``robrep`` are not taken. An
+            attack that is a bare function is not kept: nothing tells it from another.
 
     Raises:
-        TypeError, ValueError: images or labels that do not fit, an unknown suite, an ``after`` of other images.
+        TypeError, ValueError: images or labels that do not fit, an unknown suite, an ``after`` of other images, radii
+            that are not one for each image, an attack that leaves the ball, no attack that can be used at all.
     """
     suite, n = as_suite(attacks), len(x)
     check_labels(y, n)
     if after is not None and after.n != n:
         raise ValueError(f"after is a rate of {after.n} images, expected {n}, one for each of x")
+    if isinstance(threat.eps, Tensor):
+        check_count("eps", threat.eps, y)
+    refusals = [attack.refuses(model, threat) for attack in suite]
+    if all(refusals):
+        raise ValueError(f"attacks has none that can attack this model in the {threat}: {'; '.join(refusals)}")
     store = _Store(cache, model, x, y, suite, threat, (seed, batch_size, individually, precision), after)
     clean = accuracy(model, x, y, seed=seed, batch_size=batch_size)
     reachable = clean.correct if after is None else clean.correct & after.correct
@@ -312,7 +326,7 @@ def evaluate(
     with Progress(progress or "", n * len(suite), "image", show=progress is not None) as bar, attack_mode(model):
         for number, attack in enumerate(suite):
             began, tried = time.perf_counter(), (reachable if individually else alive).nonzero().squeeze(1)
-            why = attack.refuses(model, threat)
+            why = refusals[number]
             broken = torch.zeros(n, dtype=torch.bool)
             bar.update(n if why else n - len(tried))
             for part, ids in enumerate(() if why or not len(tried) else tried.split(batch_size)):
@@ -320,9 +334,7 @@ def evaluate(
                 if found is None:
                     images, labels, on = _images(x, ids).to(device), y[ids].to(device), ids.to(device)
                     with _autocast(device, precision):
-                        found = attack.run(
-                            model, images, labels, threat.take(ids), ids=on, seed=fold(seed, "attack")
-                        ).float()
+                        found = attack.run(model, images, labels, threat.take(ids), ids=on, seed=fold(seed, "attack"))
                     found = store.save(number, part, ids, found.to(x_adv))
                 wrong = ~_right(model, found.to(device), y[ids].to(device), ids.to(device), seed).cpu()
                 broken[ids] = wrong
@@ -341,8 +353,8 @@ def evaluate(
                     why,
                 )
             )
-    still = accuracy(model, x_adv, y, seed=seed, batch_size=batch_size).correct & reachable
     _check_ball(x, x_adv, threat, batch_size)
+    still = accuracy(model, x_adv, y, seed=seed, batch_size=batch_size).correct & reachable
     mean_model = getattr(model, "mean_code", None) if draws_noise(model) else None
     mean_code = None if mean_model is None else accuracy(mean_model, x_adv, y, batch_size=batch_size)
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
@@ -384,6 +396,25 @@ def _check_ball(x: Examples, x_adv: Tensor, threat: Threat, batch_size: int) -> 
             raise ValueError(f"x_adv leaves the {threat} by {far:.2g}, expected an attack that stays inside")
 
 
+def _bytes(t: Tensor) -> bytes:
+    return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _shown(value: Any) -> Any:
+    """All settings of an attack or a threat model, JSON-able; tensors in full."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, {f.name: _shown(getattr(value, f.name)) for f in fields(value)}]
+    return repr(value)
+
+
 class _Store:
     """Each attack's x' on each batch, in one folder for one evaluation; nothing at all without a cache."""
 
@@ -402,16 +433,25 @@ class _Store:
         if cache is None:
             return
         content = hashlib.blake2b(digest_size=16)
-        for value in (*model.state_dict().values(), y, *([] if after is None else [after.correct])):
-            content.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for value in (*model.parameters(), *model.buffers(), y, *([] if after is None else [after.correct])):
+            content.update(_bytes(value))
         for ids in torch.arange(len(x)).split(1000):
-            content.update(x[ids].contiguous().view(torch.uint8).numpy().tobytes())
-        radius = threat.eps.tolist() if isinstance(threat.eps, Tensor) else threat.eps
-        key = [str(model), [repr(a) for a in suite], type(threat).__name__, radius, settings, code_hash()]
+            content.update(_bytes(x[ids]))
+        # what a module does also hangs on its plain attributes (a Classifier's number of samples)
+        plain = [
+            [type(m).__qualname__, {k: repr(v) for k, v in vars(m).items() if k != "training" and _is_plain(v)}]
+            for m in model.modules()
+        ]
+        shown = [_shown(attack) for attack in suite]
+        # an attack that shows nothing but an address could not be told from another
+        self.nameless = {number for number, attack in enumerate(shown) if " at 0x" in str(attack)}
+        key = [str(model), plain, shown, _shown(threat), settings, code_hash()]
         self.folder = Path(cache) / "evaluations" / digest([key, content.hexdigest()])[:32]
 
     def _path(self, number: int, part: int) -> Path | None:
-        return self.folder / f"{number}-{part}.safetensors" if self.folder else None
+        if self.folder is None or number in self.nameless:
+            return None
+        return self.folder / f"{number}-{part}.safetensors"
 
     def load(self, number: int, part: int, ids: Tensor) -> Tensor | None:
         """The x' kept for these images, or None; a damaged file counts as none."""

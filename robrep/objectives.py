@@ -56,8 +56,16 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The target's logit minus the label's, shape (N,) (MultiTargeted attack, Gowal et al. 2019)."""
+    """The target's logit minus the label's, shape (N,) (MultiTargeted attack, Gowal et al. 2019).
+
+    Raises:
+        TypeError, ValueError: as for :func:`margin`, for ``target`` too, which must be another class than the label.
+    """
     own, others = _label_and_others(logits, y)
+    if not target.is_cuda:
+        check_labels(target, len(logits), logits.shape[1], "target")
+        if (target == y).any():
+            raise ValueError(f"target is the label of {int((target == y).sum())} images, expected another class")
     return others.gather(1, target[:, None]).squeeze(1) - own
 
 

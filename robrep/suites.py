@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robrep.attacks import APGD, L2, PGD, Linf, Square, Threat
 from robrep.checks import one_of, positive_int
 from robrep.heads import frozen
-from robrep.objectives import classifier_objective, draws_noise, likely_targets, predict
+from robrep.objectives import LOSSES, classifier_objective, draws_noise, likely_targets, predict
 from robrep.randomness import fold
 
 
@@ -47,6 +47,9 @@ class ClassifierAttack:
         loss: a name of :data:`robrep.objectives.LOSSES`.
         targets: for a targeted loss, how many of the most likely wrong classes (on the clean image) are tried, one
             after the other; 0 for a loss without targets. At most C - 1 are. Any wrong class counts as success.
+
+    Raises:
+        ValueError, TypeError: an unknown loss, or targets that do not go with it, when the attack is made.
     """
 
     name: str
@@ -55,6 +58,9 @@ class ClassifierAttack:
     targets: int = 0
 
     def __post_init__(self) -> None:
+        one_of("loss", self.loss, LOSSES)
+        if self.targets:
+            positive_int("targets", self.targets)
         if self.loss.startswith("targeted") != bool(self.targets):
             expected = "at least 1 with" if self.loss.startswith("targeted") else "0 without"
             raise ValueError(f"targets is {self.targets} with loss {self.loss!r}, expected {expected} a targeted loss")
@@ -128,10 +134,14 @@ class FAB:
             from pyautoattack.fab_pt import FABAttack_PT
         except ImportError as error:
             raise ImportError("the attack FAB-T needs pyautoattack: pip install pyautoattack") from error
+
+        def logits(v: Tensor) -> Tensor:  # it computes in float32
+            return model(v.to(x)).float()
+
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
+            classes = logits(x[:1]).shape[1]
         fab = FABAttack_PT(
-            model,
+            logits,
             norm="Linf" if isinstance(threat, Linf) else "L2",
             n_restarts=1,
             n_iter=self.steps,
@@ -141,7 +151,8 @@ class FAB:
             device=x.device,
         )
         # it seeds the global random state and calls backward(): keep both from the caller
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), frozen(model):
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices), frozen(model):
             x_adv = fab.perturb(x.clone(), y).detach()
         return threat.projection(x)(x_adv)  # it may leave the ball by rounding
 
@@ -235,6 +246,8 @@ def as_suite(attacks: Any) -> tuple[SuiteAttack, ...]:
     several = attacks if isinstance(attacks, Sequence) else [attacks]
     made: list[SuiteAttack] = []
     for attack in several:
+        if isinstance(attack, type):
+            raise TypeError(f"attacks holds the class {attack.__name__}, expected an attack, as {attack.__name__}()")
         if hasattr(attack, "run"):
             made.append(attack)
         elif callable(attack):

@@ -125,10 +125,14 @@ def gradient(
 
 
 def _take(value: Any, index: Tensor) -> Any:
-    """Rows of a tensor, of each part of a tuple (a ``Gaussian`` stays one), or None."""
+    """Rows of a tensor by a mask, of each part of a tuple (a ``Gaussian`` stays one), or None."""
     if value is None:
         return None
     if isinstance(value, Tensor):
+        if value.shape[:1] != index.shape:
+            raise ValueError(
+                f"given holds a tensor of shape {tuple(value.shape)}, expected {len(index)} rows, one for each image"
+            )
         return value[index]
     if isinstance(value, tuple):
         parts = [_take(part, index) for part in value]
@@ -180,7 +184,7 @@ class Problem:
         return cls(objective, x, threat, given, ids, place)
 
     def take(self, index: Tensor) -> Problem:
-        """Some of the examples, by a mask or by positions."""
+        """Some of the examples, by a mask."""
         x, place, given = self.x[index], self.place[index], tuple(_take(g, index) for g in self.given)
         ids = self.ids[index.to(self.ids.device)]
         return replace(self, x=x, place=place, given=given, ids=ids, threat=self.threat.take(index))
@@ -224,6 +228,8 @@ class Best:
 
     def see(self, place: Tensor, x_adv: Tensor, score: Tensor, done: Tensor | None = None) -> None:
         """Keep what is better among points for the examples at ``place``."""
+        if score.dtype != self.score.dtype:  # float64 scores keep their digits
+            self.score = self.score.to(torch.promote_types(score.dtype, self.score.dtype))
         known, reached = self.done[place], self.score[place]
         done = torch.zeros_like(known) if done is None else done
         better = (done & ~known) | ((done == known) & (score > reached))

@@ -20,7 +20,7 @@ CHUNK = 100  # queries whose random numbers are drawn at once
 def share(query: int, queries: int, p_init: float) -> float:
     """Share of the image's pixels that a square covers: ``p_init``, halved at nine times of a schedule made for 10,000
     queries, which is stretched to ``queries``."""
-    at = query / queries * 10_000
+    at = query * 10_000 / queries
     return p_init / 2 ** sum(at > time for time in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
 
 
@@ -229,7 +229,7 @@ def _window(todo: Problem, best: Tensor, u: Tensor, p: float) -> Tensor:
         return torch.linalg.vector_norm(t, dim=dims, keepdim=True)
 
     spent = norm(delta, (1, 2, 3))
-    in_windows = norm(delta * mask, (1, 2, 3))
+    in_windows = norm(delta * mask, (2, 3))
     old = delta[first]
     new = _bump(side, x, u[:, 4] < 0.5) * _signs(u[:, 5:], x)[:, :, None, None]
     new = new + old / norm(old, (2, 3)).clamp(min=1e-12)

@@ -129,9 +129,11 @@ class L2:
 
     def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
         direction = noise(fold(seed, "direction"), ids, x.shape[1:]).to(x)
-        u = uniform(fold(seed, "length"), ids, (1,)).to(x).squeeze(1)
-        # uniform in a d-dimensional ball: the radius is u^(1/d), not u
-        length = u ** (1 / x[0].numel()) / _norm(direction).clamp(min=1e-12)
+        u = uniform(fold(seed, "length"), ids, (1,)).squeeze(1)
+        # uniform in a d-dimensional ball: the radius is u^(1/d), not u. Number by number, for torch rounds a power in
+        # another way at the end of a vector than in its middle.
+        length = torch.tensor([v ** (1 / x[0].numel()) for v in u.tolist()], dtype=x.dtype, device=x.device)
+        length = length / _norm(direction).clamp(min=1e-12)
         return (x + direction * rows(length, x) * rows(self.eps, x)).clamp_(0, 1)
 
     def direction(self, gradient: Tensor) -> Tensor:
