@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from robrep.attacks import attack_mode
 from robrep.checks import check_images, check_labels, nonnegative, positive_int
 from robrep.data import as_float
-from robrep.evaluation import draws_noise, wilson
+from robrep.evaluation import wilson
 from robrep.gaussians import wide
 from robrep.heads import device_of
+from robrep.objectives import draws_noise
 from robrep.progress import Progress
 from robrep.randomness import fold, noise
 from robrep.training import Examples

@@ -349,7 +349,7 @@ def test_figure(honest: Audit) -> None:
     fig = audit_figure(honest)
     text = fig.to_json()
     go.Figure(json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is no JSON")))
-    assert len(text) < 60_000 and {t.type for t in fig.data} == {"scatter", "bar", "contour"}
+    assert len(text) < 60_000 and {t.type for t in fig.data} <= {"scatter", "bar", "heatmap", "contour"}
     assert fig.layout.paper_bgcolor is None and fig.layout.plot_bgcolor is None and fig.layout.font.color is None
     assert fig.layout.height and fig.layout.autosize and fig.layout.width is None and "\n" not in fig.layout.meta["alt"]
     assert f"PGD-20 {100 * honest.robust.value:.1f} %" in fig.layout.meta["alt"]

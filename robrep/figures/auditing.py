@@ -15,7 +15,7 @@ def audit_figure(audit: Audit) -> Figure:
     """The curves behind an audit, one below the other; what could not be measured is left out.
 
     Sound: accuracy falls to zero as the radius grows; no later attack takes much from what the first one left; the
-    surface rises smoothly along the gradient.
+    surface rises smoothly along the gradient (the class changes at its white line, where the ball reaches that far).
 
     Args:
         audit: from :func:`robrep.audit.audit`.
@@ -81,13 +81,11 @@ def audit_figure(audit: Audit) -> Figure:
         a, b, values = (rounded(part, 3) for part in audit.landscape[:3])
         domain = next(fig.select_yaxes(row=row)).domain
         scale = {"x": 1.0, "xpad": 4, "thickness": 10, "y": sum(domain) / 2, "len": domain[1] - domain[0]}
-        surface = go.Contour(
+        surface = go.Heatmap(  # not smoothed: a staircase must look like one
             x=a,
             y=b,
             z=values,
             colorscale="Cividis",
-            ncontours=14,
-            line={"width": 0.5},
             colorbar=scale,
             hovertemplate="margin %{z:.3g}<extra></extra>",
         )
