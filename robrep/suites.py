@@ -153,7 +153,7 @@ class FAB:
         # it seeds the global random state and calls backward(): keep both from the caller
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices), frozen(model):
-            x_adv = fab.perturb(x.clone(), y).detach()
+            x_adv = fab.perturb(x.float().clone(), y).detach().to(x)
         return threat.projection(x)(x_adv)  # it may leave the ball by rounding
 
 
