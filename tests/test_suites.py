@@ -111,6 +111,40 @@ def test_two_and_three_classes() -> None:
         assert all(stage.broken > 0 for stage in result.stages), str(result)
 
 
+class Two(nn.Module):
+    """A linear model of two classes: the nearest wrong image is |score| / ||w|| away, in the dual norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        w = torch.randn(24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        self.w = nn.Parameter(w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = ((x.flatten(1) - 0.5) * self.w).sum(1)
+        return torch.stack([-score, score], 1)
+
+
+@pytest.mark.parametrize("attack", [PGD(20), APGD(20), APGD(20, leave_early=True), FAB(20)], ids=repr)
+@pytest.mark.parametrize("norm", [Linf, L2])
+def test_the_minimal_perturbation_of_a_linear_model(attack: Any, norm: type) -> None:
+    """Reached in l-inf (FAB computes in float32), and within 1.25 times in l2; never below it."""
+    if isinstance(attack, FAB):
+        pytest.importorskip("pyautoattack", reason="pip install pyautoattack")
+    model, x = Two(), 0.4 + 0.2 * torch.rand(60, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    score = model(x)[:, 1].detach()
+    least = score.abs() / model.w.detach().norm(p=1 if norm is Linf else 2)
+    reach = 1.25 if norm is L2 else 1.01 if isinstance(attack, FAB) else 1 + 1e-6
+    for factor, broken in ((reach, 60), (1 - 1e-6, 0)):
+        radii = factor * least
+        if not isinstance(attack, FAB):
+            robust = evaluate(model, x, (score > 0).long(), attack, norm(radii)).robust
+            assert int((~robust.correct).sum()) == broken
+            continue
+        for i in range(0, 60, 10):
+            found = evaluate(model, x[i : i + 1], (score[i : i + 1] > 0).long(), attack, norm(radii[i].item())).robust
+            assert found.value == (broken == 0)
+
+
 # --- FAB ----------------------------------------------------------------------------------------------------------
 
 
