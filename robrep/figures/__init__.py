@@ -13,6 +13,16 @@ Only trace types of plotly's cartesian bundle are used. ``live`` and ``control``
 
 from __future__ import annotations
 
+from robrep.figures.attacks import (
+    accuracy_against_calls,
+    ascent_curves,
+    audit_matrix,
+    ball_picture,
+    certified_beside_attacked,
+    gradient_noise,
+    mask_slider,
+    suite_bars,
+)
 from robrep.figures.auditing import audit_figure
 from robrep.figures.base import PALETTE, Style, styles
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
@@ -27,26 +37,34 @@ __all__ = [
     "PALETTE",
     "Plane",
     "Style",
+    "accuracy_against_calls",
     "accuracy_against_radius",
     "accuracy_slider",
+    "ascent_curves",
     "attack_slider",
     "audit_figure",
+    "audit_matrix",
+    "ball_picture",
     "bound_bars",
     "captions",
+    "certified_beside_attacked",
     "control",
     "coupling_picture",
     "encoder_line",
     "entropic_objective",
+    "gradient_noise",
     "image_grid",
     "kl_picture",
     "label_curve",
     "latent_clouds",
     "live",
+    "mask_slider",
     "objective_line",
     "objective_surface",
     "perturbation",
     "plane",
     "styles",
+    "suite_bars",
     "trade_off",
     "training_curves",
     "umap_embed",
