@@ -212,16 +212,15 @@ def encoder_line(
 
     at, known = array(x, "x"), array(data, "data")
     look = styles(next(iter(need("codes", codes).values())))
-    highest = 0.0
+    ends: list[float] = []
 
     def parts(models: Mapping[str, Gaussian]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        nonlocal highest
         result = {}
         for name, p in models.items():
             mean, scale = (array(t, name).reshape(-1) for t in p)
             if mean.shape != at.shape:
                 raise ValueError(f"codes of {name!r} have {mean.size} rows, expected {at.size}, one for each x")
-            highest = max(highest, float(np.abs(mean).max() + 2 * np.median(scale)))
+            ends.extend([float(mean.min() - 2 * np.median(scale)), float(mean.max() + 2 * np.median(scale))])
             result[name] = mean, scale
         return result
 
@@ -258,6 +257,7 @@ def encoder_line(
     for point in known if radius else ():
         fig.add_vrect(x0=point - radius, x1=point + radius, fillcolor=wash(PURPLE, 0.15), line_width=0)
     fig.update_xaxes(title_text="input x", range=rounded([at[0], at[-1]]))
-    fig.update_yaxes(title_text="code z", range=rounded([-1.1 * highest, 1.1 * highest]))
+    pad = 0.05 * (max(ends) - min(ends))
+    fig.update_yaxes(title_text="code z", range=rounded([min(ends) - pad, max(ends) + pad]))
     add_slider(fig, frames, range(len(fig.data)), f"{setting} ")
     return fig
