@@ -231,7 +231,7 @@ def test_mistake_gets_the_hint_that_fits(name: str, answer: Any, words: str) -> 
 
 @pytest.mark.parametrize("name", SOLUTIONS)
 def test_every_exercise_has_a_solution_two_mistakes_and_hints(name: str) -> None:
-    assert set(SOLUTIONS) == set(EXERCISES)
+    assert set(SOLUTIONS) == {each for each in EXERCISES if each.startswith("vae_urkle.")}
     assert sum(f"vae_urkle.{m[0]}" == name for m in MISTAKES) >= 2
     assert len(EXERCISES[name].hints) >= 2
 
