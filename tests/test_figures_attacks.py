@@ -131,6 +131,15 @@ def test_a_halved_step_is_marked_where_it_was_halved() -> None:
     assert list(marks[1].y) == [1, 0.5]
 
 
+def test_bounds_stay_bounds_between_the_radii() -> None:
+    fig = made()["certified_beside_attacked"]
+    gap, upper, lower, wall = fig.data
+    assert upper.line.shape == "hv" and lower.line.shape == "vh" and wall.x == (None, None)  # 0.2 has no limit
+    corners = list(zip(gap.x, gap.y, strict=True))
+    assert corners[:3] == [(0, 90), (0, 50), (0.5, 50)]  # down first: below the next point the lower bound is its own
+    assert (0.5, 95) in corners and (0.5, 80) in corners  # across first
+
+
 def test_a_check_that_was_left_out_has_its_own_sign() -> None:
     fig = made()["audit_matrix"]
     (table,) = fig.data
@@ -158,7 +167,7 @@ def test_a_check_that_was_left_out_has_its_own_sign() -> None:
         (lambda: figures.certified_beside_attacked({1: {"certified": curve(1, 1, 1)}}), "certified and attacked"),
         (
             lambda: figures.certified_beside_attacked({1: {"certified": curve(1, x=[0]), "attacked": curve(1, x=[1])}}),
-            "radii of the two curves differ",
+            "span 0 to 0 and 1 to 1",
         ),
         (lambda: figures.audit_matrix({}), "audits is empty"),
     ],

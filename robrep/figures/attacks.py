@@ -146,7 +146,7 @@ def ball_picture(
             )
         return traces
 
-    labels = ["start"] + [f"{i // 2 + 1}, {'back' if i % 2 else 'ahead'}" for i in range(2 * steps)]
+    labels = ["start"] + [f"{i // 2 + 1} {'back' if i % 2 else 'ahead'}" for i in range(2 * steps)]
     frames = {label: so_far(i) for i, label in enumerate(labels)}
     for i, trace in enumerate(so_far(0)):
         fig.add_trace(trace, row=1, col=1 + i // 2)
@@ -160,7 +160,7 @@ def ball_picture(
         fig.update_yaxes(range=rounded([max(low, x[1] - eps - 0.1), high]), scaleanchor=anchor, constrain="domain",
                          row=1, col=col)  # fmt: skip
     fig.update_yaxes(title_text="pixel 2", col=1)
-    add_slider(fig, frames, range(moving, moving + 4), "step ", 0)
+    add_slider(fig, frames, range(moving, moving + 4), "", min(3, 2 * steps - 1))
     fig.update_layout(legend_y=1.12)
     return fig
 
@@ -437,9 +437,15 @@ def suite_bars(alone: Mapping[str, Number], together: Mapping[str, Number], clea
         reference_line(fig, y=level, text=f"clean {level:.1f} %", annotation_position="bottom left")
         told.append(f"clean: {level:.1f} %")
     fig.update_layout(meta={"alt": f"Accuracy under each attack of a suite, {'; '.join(told)}."})
-    fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4])
+    fig.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], zeroline=False)
     fig.update_yaxes(title_text="accuracy (%)", range=rounded([max(-3.0, 100 * lowest - 6), top + 3]))
     return fig
+
+
+def _stairs(x: np.ndarray, y: np.ndarray, first: str) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a staircase through points that goes "across" or "down" first."""
+    xs, ys = np.repeat(x, 2), np.repeat(y, 2)
+    return (xs[1:], ys[:-1]) if first == "across" else (xs[:-1], ys[1:])
 
 
 def certified_beside_attacked(
@@ -448,49 +454,57 @@ def certified_beside_attacked(
     """Certified accuracy (a lower bound) and accuracy under attack (an upper bound) on one axis, what lies between
     shaded.
 
+    Between the radii that were tried the curves are stairs, so that each stays the bound that it is.
+
     Args:
-        settings: slider position -> {"certified": curve, "attacked": curve}, curves {"x", "y", "low", "high"} with the
-            same radii.
+        settings: slider position -> {"certified": curve, "attacked": curve}, curves {"x", "y", "low", "high"} with
+            increasing radii from the same first to the same last.
         setting: what the slider moves.
         limits: slider position -> the largest radius that can be certified at all, a vertical line.
 
     Raises:
-        ValueError: a curve is missing, or radii that differ.
+        ValueError: a curve is missing, or the curves span different radii.
     """
     import plotly.graph_objects as go
 
-    told, frames, xs = [], {}, []
+    told, frames, reach = [], {}, 0.0
     for key, curves in need("settings", settings).items():
         if set(curves) != {"certified", "attacked"}:
             raise ValueError(f"at {setting} = {key} the curves are {sorted(curves)}, expected certified and attacked")
         (x, low, _, _), (x2, high, _, _) = (_curve(k, curves[k]) for k in ("certified", "attacked"))
-        if not np.array_equal(x, x2):
-            raise ValueError(f"at {setting} = {key} the radii of the two curves differ, expected the same")
-        xs.append(x)
-        told.append(f"at {setting} = {key}, " + ", ".join(
-            f"between {percent(low[i])} and {percent(high[i])} at {x[i]:.3g}" for i in (0, len(x) // 2)))  # fmt: skip
+        if x[0] != x2[0] or x[-1] != x2[-1]:
+            raise ValueError(f"at {setting} = {key} the curves span {x[0]:g} to {x[-1]:g} and {x2[0]:g} to {x2[-1]:g}, "
+                             "expected the same radii")  # fmt: skip
+        reach = max(reach, float(x[-1]))
+        middle = x2[len(x2) // 2]
+        told.append(
+            f"at {setting} = {key}, between {percent(low[0])} and {percent(high[0])} at {x[0]:.3g}, between "
+            f"{percent(low[np.searchsorted(x, middle)])} and {percent(high[len(x2) // 2])} at {middle:.3g}"
+        )
+        below, above = _stairs(x, low, "down"), _stairs(x2, high, "across")
         gap = go.Scatter(
-            x=rounded(np.concatenate([x, x[::-1]])), y=rounded(100 * np.concatenate([high, low[::-1]])), mode="lines",
-            fill="toself", fillcolor=wash(GREY, 0.25), line={"width": 0}, hoverinfo="skip", name="nobody knows",
+            x=rounded(np.concatenate([below[0], above[0][::-1]])),
+            y=rounded(100 * np.concatenate([below[1], above[1][::-1]])),
+            mode="lines", fill="toself", fillcolor=wash(GREY, 0.25), line={"width": 0}, hoverinfo="skip",
+            name="nobody knows",
         )  # fmt: skip
         limit = limits.get(key)
         wall = go.Scatter(x=[limit, limit], y=[-3, 103], mode="lines", name="no vote certifies further",
                           line={"color": GREY, "dash": "dash", "width": 1.5}, hoverinfo="skip")  # fmt: skip
-        traces = _curve_traces({"attacked (upper bound)": curves["attacked"]}, "radius")[1:]
-        traces += _curve_traces({"certified (lower bound)": curves["certified"]}, "radius")[1:]
-        traces[0].update(line={"color": VERMILION, "dash": "dash", "width": 2}, marker={"color": VERMILION, "size": 8,
-                         "symbol": "square"})  # fmt: skip
-        traces[1].update(line={"color": GREEN, "dash": "solid", "width": 2}, marker={"color": GREEN, "size": 8})
-        frames[str(key)] = [gap, *traces, *([wall] if limits else [])]
+        (upper,) = _curve_traces({"attacked (upper bound)": curves["attacked"]}, "radius")[1:]
+        (lower,) = _curve_traces({"certified (lower bound)": curves["certified"]}, "radius")[1:]
+        upper.update(line={"color": VERMILION, "dash": "dash", "width": 2, "shape": "hv"})
+        upper.update(marker={"color": VERMILION, "size": 8, "symbol": "square"})
+        lower.update(line={"color": GREEN, "dash": "solid", "width": 2, "shape": "vh"}, mode="lines")
+        frames[str(key)] = [gap, upper, lower, *([wall] if limits else [])]
     alt = f"Accuracy that is certified and accuracy under attack, against the l2 radius: {'; '.join(told)}."
     fig = new_figure(alt, height=500)
     first = next(iter(frames.values()))
     fig.add_traces(first)
-    every = np.concatenate(xs)
-    fig.update_xaxes(title_text="l2 radius (pixel range 0 to 1)", range=rounded([-0.02, 1.02 * every.max()]))
+    fig.update_xaxes(title_text="l2 radius (pixel range 0 to 1)", range=rounded([-0.02, 1.02 * reach]))
     fig.update_yaxes(title_text="accuracy (%)", range=[-3, 103])
     if len(frames) > 1:
-        add_slider(fig, frames, range(len(first)), f"{setting} = ", 0)
+        add_slider(fig, frames, range(len(first)), f"{setting} = ", len(frames) // 2)
     return fig
 
 
