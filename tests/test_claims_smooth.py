@@ -15,6 +15,9 @@ from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier
 
 SEEDS = (0, 1, 2)
+# Until the chapter is in the table of contents its sweep may be missing; it is made by
+# python -m robrep.reproduce smooth_encoders SWEEP=yes
+IN_BOOK = "book/smooth_encoders" in (Path(__file__).resolve().parent.parent / "_toc.yml").read_text()
 PANELS = {
     "a": ("colour-digits", "", "colour"), "b": ("colour-digits", "", "digit"),
     "c": ("digits", "net=mlp", "digit"), "d": ("digits", "", "digit"),
@@ -22,7 +25,10 @@ PANELS = {
 
 
 def run(row: str, seed: int, folder: Path, dataset: str = "colour-digits", variant: str = "") -> results.Run:
-    return results.load_run("smooth_encoders", results.run_name("demo", dataset, row, seed, variant), folder=folder)
+    name = results.run_name("demo", dataset, row, seed, variant)
+    if not IN_BOOK and not (folder / "smooth_encoders" / f"{name}.json").is_file():
+        pytest.skip(f"{name} is not recorded yet")
+    return results.load_run("smooth_encoders", name, folder=folder)
 
 
 def mean(root: Path, panel: str, row: str, metric: str) -> float:
@@ -72,18 +78,28 @@ def test_convolutions_are_more_robust_than_the_mlp(root: Path) -> None:
         assert mean(root, "d", row, "robust") > mean(root, "c", row, "robust")
 
 
-@pytest.mark.parametrize("row", ["vae", "se"])
-def test_a_stronger_attack_changes_little(root: Path, row: str) -> None:
-    strong = run(row, 0, root / "book" / "results", variant="strong")
-    assert all(w - s <= 0.05 for w, s in zip(strong.curves["weak"]["y"], strong.curves["strong"]["y"], strict=True))
+@pytest.mark.slow
+def test_a_stronger_attack_changes_little(root: Path) -> None:
+    """100 steps and five restarts against 20 steps, on the saved weights."""
+    model, s, d = saved(root)
+    x, y = d.x_test[:100], d.y_test[:100]
+    weak, strong = (robust_accuracy(model, x, y, a, Linf(s["eps"])) for a in (
+        PGD(20, leave_early=True), PGD(100, restarts=5, leave_early=True)))  # fmt: skip
+    assert 0 <= weak.value - strong.value <= 0.05
 
 
-def test_a_saved_model_gives_its_recorded_number(root: Path) -> None:
+def saved(root: Path) -> tuple[Classifier, dict, data.Dataset]:
+    """The recorded smooth encoder with its digit head."""
     record = run("se", 0, root / "book" / "results")
     s, d = record.settings, data.load("colour-digits")
     f, c = FlatConvEncoder(d.shape, s["dim"], widths=s["channels"], strides=s["strides"]), torch.nn.Linear(s["dim"], 10)
     results.load_weights(record, encoder=f, head_digit=c)
-    model, n, eps = Classifier(MeanCode(f), c), s["test_images"], s["eps"]
+    return Classifier(MeanCode(f), c), s, d
+
+
+def test_a_saved_model_gives_its_recorded_number(root: Path) -> None:
+    record, (model, s, d) = run("se", 0, root / "book" / "results"), saved(root)
+    n, eps = s["test_images"], s["eps"]
     again = robust_accuracy(model, d.x_test[:n], d.y_test[:n], PGD(s["test_steps"], leave_early=True), Linf(eps))
     # the curve counts an image broken at a smaller radius as broken, so it may lie a little lower
     assert record["robust_digit"].value - 0.01 <= again.value <= record["robust_digit"].value + 0.03
