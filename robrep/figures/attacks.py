@@ -538,7 +538,7 @@ def audit_matrix(audits: Mapping[str, Audit]) -> Figure:
         told.append(f"{name}: {', '.join(bad) or 'nothing found'}")
     fig = new_figure(f"Audits of {len(names)} models by {len(checks)} checks. {'; '.join(told)}.",
                      height=130 + 30 * len(checks))  # fmt: skip
-    colors = (wash(GREEN, 0.25), wash(GREY, 0.15), wash(ORANGE, 0.55), wash(VERMILION, 0.75))
+    colors = ("#8CCBB5", "#B8B8B8", "#E6B450", VERMILION)  # opaque: the signs are black or white to suit them
     scale = [[(i + k) / 4, color] for i, color in enumerate(colors) for k in (0, 1)]
     fig.add_trace(
         go.Heatmap(x=names, y=checks, z=z, zmin=-0.5, zmax=3.5, colorscale=scale, showscale=False, text=signs,
