@@ -102,8 +102,9 @@ class ClassifierAttack:
 class FAB:
     """Targeted FAB (Croce and Hein 2020): walks towards the decision boundary and looks for the nearest point of it.
 
-    The implementation is pyautoattack's (``pip install pyautoattack``). It needs no random start, so an image's result
-    does not hang on its batch. It is not made for models that sample.
+    The implementation is pyautoattack's (``pip install pyautoattack``). It draws no random start; its steps still round
+    with the batch, so that an image near the boundary may fare differently in another one. It is not made for models
+    that sample.
 
     Args:
         steps: iterations for each target.
