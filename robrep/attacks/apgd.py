@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, check_start
+from robrep.attacks.engine import Best, Objective, Problem, runs
 from robrep.attacks.threats import Threat, column
 from robrep.checks import positive_int
 from robrep.randomness import fold
@@ -90,16 +90,10 @@ class APGD:
         start: Tensor | None = None,
     ) -> Tensor:
         """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`. The best iterate is returned."""
-        problem = Problem.of(objective, x, threat, given, ids, self.leave_early)
-        check_start(start, problem.x)
+        problem = Problem.of(objective, x, threat, given, ids, start, self.leave_early)
         found = Best(problem.x)
-        for restart in range(self.restarts):
-            todo = problem
-            if self.leave_early and found.done.any():
-                if found.done.all():
-                    break
-                todo, start = problem.take(~found.done), None
-            x_adv = todo.first(start, self.random_start, restart, fold(seed, "start", restart))
+        for restart, todo, given_start in runs(problem, found, self.restarts, start, self.leave_early):
+            x_adv = todo.first(given_start, self.random_start, fold(seed, "start", restart))
             self._climb(todo, x_adv, found, restart, seed)
         return found.x
 

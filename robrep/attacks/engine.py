@@ -166,18 +166,21 @@ class Problem:
         threat: Threat,
         given: tuple[Any, ...],
         ids: Tensor | None,
+        start: Tensor | None,
         leave_early: bool,
     ) -> Problem:
         """Check what an attack was called with.
 
         Raises:
-            TypeError, ValueError: ``x`` is no batch of images in [0, 1], or ``ids`` has another length; early leaving
-                is asked for and the examples of the batch hang together.
+            TypeError, ValueError: ``x`` is no batch of images in [0, 1], ``ids`` has another length or ``start``
+                another shape; early leaving is asked for and the examples of the batch hang together.
         """
         x = check_images(x).detach()
         place = torch.arange(len(x), device=x.device)
         ids = place if ids is None else ids
         check_count("ids", ids, x)
+        if start is not None and check_images(start, "start").shape != x.shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
         if leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
             why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
             raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
@@ -198,13 +201,9 @@ class Problem:
         """Scores, who is done, and the gradient of the summed scores with respect to x'."""
         return _ascent(self.objective, x_adv, self.given, self.ids, seed)
 
-    def first(self, start: Tensor | None, random_start: bool, restart: int, seed: int) -> Tensor:
-        """Where a run begins: at the caller's ``start`` in the first one, else at a random point, or at x.
-
-        Raises:
-            ValueError: ``start`` has another shape than the images, or values outside [0, 1].
-        """
-        if start is not None and restart == 0:
+    def first(self, start: Tensor | None, random_start: bool, seed: int) -> Tensor:
+        """Where a run begins: at the caller's ``start`` if it has one, else at a random point, or at x."""
+        if start is not None:
             return self.threat.projection(self.x)(start.detach().to(self.x, copy=True))
         if random_start:
             return self.threat.start(self.x, self.ids, seed)
@@ -241,9 +240,17 @@ class Best:
         self.done[place] = known | done
 
 
-def check_start(start: Tensor | None, x: Tensor) -> None:
-    """Refuse a start of another shape than the images, or outside [0, 1]."""
-    if start is not None:
-        check_images(start, "start")
-        if start.shape != x.shape:
-            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
+def runs(
+    problem: Problem, best: Best | None, restarts: int, start: Tensor | None, leave_early: bool
+) -> Iterator[tuple[int, Problem, Tensor | None]]:
+    """The runs of an attack: each one's number, the examples it works on, and the caller's start for the first.
+
+    With ``leave_early`` a run works on what the runs before it left, and there is none when nothing is left.
+    """
+    for restart in range(restarts):
+        todo = problem
+        if best is not None and leave_early and best.done.any():
+            if best.done.all():
+                return
+            todo = problem.take(~best.done)
+        yield restart, todo, start if restart == 0 else None

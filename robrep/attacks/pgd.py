@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, check_start
+from robrep.attacks.engine import Best, Objective, Problem, runs
 from robrep.attacks.threats import Threat, check_count, check_radius, column, text
 from robrep.checks import nonnegative, one_of, positive_int
 from robrep.randomness import fold
@@ -91,18 +91,12 @@ class PGD:
             TypeError, ValueError: ``x`` is no batch of images in [0, 1], or the objective's result is malformed.
             FloatingPointError: the objective's gradient is not finite.
         """
-        problem = Problem.of(objective, x, threat, given, ids, self.leave_early)
-        check_start(start, problem.x)
+        problem = Problem.of(objective, x, threat, given, ids, start, self.leave_early)
         if isinstance(self.step_size, Tensor):
             check_count("step_size", self.step_size, problem.x)
         best = Best(problem.x) if self.keep == "best" or self.restarts > 1 or self.leave_early else None
-        for restart in range(self.restarts):
-            todo = problem
-            if best is not None and self.leave_early and best.done.any():
-                if best.done.all():
-                    break
-                todo, start = problem.take(~best.done), None
-            x_adv = todo.first(start, self.random_start, restart, fold(seed, "start", restart))
+        for restart, todo, given_start in runs(problem, best, self.restarts, start, self.leave_early):
+            x_adv = todo.first(given_start, self.random_start, fold(seed, "start", restart))
             last = self._climb(todo, x_adv, best, restart, seed)
         return last if best is None else best.x
 
@@ -113,11 +107,8 @@ class PGD:
 
     def _climb(self, todo: Problem, x_adv: Tensor, best: Best | None, restart: int, seed: int) -> Tensor:
         """One run from ``x_adv``, which it may write to: the last iterate; ``best`` sees what counts."""
-        project, size, wide = (
-            todo.threat.projection(todo.x),
-            self._size(todo),
-            torch.promote_types(x_adv.dtype, torch.float32),
-        )
+        project, size = todo.threat.projection(todo.x), self._size(todo)
+        wide = torch.promote_types(x_adv.dtype, torch.float32)
         total: float | Tensor = 0.0
         for step in range(self.steps):
             score, done, grad = todo.ascent(x_adv, fold(seed, "step", restart, step))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, check_start
+from robrep.attacks.engine import Best, Objective, Problem, runs
 from robrep.attacks.threats import L2, Linf, Threat, column, rows
 from robrep.checks import nonnegative, positive_int
 from robrep.randomness import fold, uniform
@@ -73,22 +73,16 @@ class Square:
         """
         if not isinstance(threat, Linf | L2):
             raise TypeError(f"threat is a {type(threat).__name__}, expected Linf or L2")
-        problem = Problem.of(objective, x, threat, given, ids, self.leave_early)
-        check_start(start, problem.x)
+        problem = Problem.of(objective, x, threat, given, ids, start, self.leave_early)
         found = Best(problem.x)
-        for restart in range(self.restarts):
-            todo = problem
-            if self.leave_early and found.done.any():
-                if found.done.all():
-                    break
-                todo, start = problem.take(~found.done), None
-            self._search(todo, start if restart == 0 else None, found, restart, seed)
+        for restart, todo, given_start in runs(problem, found, self.restarts, start, self.leave_early):
+            self._search(todo, given_start, found, restart, seed)
         return found.x
 
     def _search(self, todo: Problem, start: Tensor | None, found: Best, restart: int, seed: int) -> None:
         linf = isinstance(todo.threat, Linf)
         if start is not None:
-            best = todo.first(start, False, 0, seed)
+            best = todo.first(start, False, seed)
         else:
             best = (_stripes if linf else _tiles)(todo, fold(seed, "square", restart))
         score, done = todo.score(best, fold(seed, "query", restart, 0))
@@ -104,7 +98,7 @@ class Square:
                 drawn = drawn[stay] if drawn is not None else None
             if drawn is None or (query - 1) % CHUNK == 0:
                 chunk = fold(seed, "squares", restart, (query - 1) // CHUNK)
-                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + x_channels(best))).to(best.device)
+                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + best.shape[1])).to(best.device)
             u = drawn[:, (query - 1) % CHUNK]
             p = share(query - 1, self.queries, self.p_init)
             trial = (_square if linf else _window)(todo, best, u, p)
@@ -116,11 +110,6 @@ class Square:
             best = torch.where(column(better, best).bool(), trial, best)
             score = torch.where(better, new_score, score)
         found.see(todo.place, best, score, is_done)
-
-
-def x_channels(x: Tensor) -> int:
-    """Number of channels."""
-    return x.shape[1]
 
 
 def _signs(u: Tensor, x: Tensor) -> Tensor:
