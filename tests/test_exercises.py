@@ -301,7 +301,7 @@ def test_later_chapters_register_their_own() -> None:
     @exercises.exercise("test.even", "a number you can halve.")
     def _check(answer: Any) -> None:
         if answer % 2:
-            raise exercises._Wrong(f"{answer} is odd.", "halve it.")
+            raise exercises.Wrong(f"{answer} is odd.", "halve it.")
 
     try:
         assert check("test.even", 4) and "3 is odd. Hint: halve it." in check("test.even", 3).message

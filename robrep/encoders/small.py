@@ -1,4 +1,4 @@
-"""Networks: an encoder gives a code for each image, a tensor (N, D) or a :class:`~robrep.gaussians.Gaussian`."""
+"""Networks for small images: convolutions and perceptrons of the chapters on auto-encoders, and their heads."""
 
 from __future__ import annotations
 

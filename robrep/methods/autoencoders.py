@@ -1,8 +1,4 @@
-"""Training methods: one module each, whose ``forward`` is the whole training step.
-
-``method(x, y, ids, seed)`` gives a dict of named scalar loss terms, weights included; training minimises their sum.
-Images come in [0, 1], labels are ignored by methods that need none, and all randomness comes from (seed, id).
-"""
+"""Auto-encoders, plain and robust: VAE + Urkle, smooth encoders, and their baselines."""
 
 from __future__ import annotations
 
@@ -13,67 +9,10 @@ from torch import Tensor, nn
 from robrep.attacks import Threat
 from robrep.checks import nonnegative, one_of
 from robrep.gaussians import Gaussian, kl, standard_normal_like
-from robrep.losses import cross_entropy, negative_elbo, negative_se_elbo, squared_error
+from robrep.losses import negative_elbo, negative_se_elbo, squared_error
+from robrep.methods.supervised import Terms
 from robrep.randomness import fold, noise
-from robrep.regularizers import Attack, adversarial_cross_entropy, reconstruction_shift, select, trades, urkle
-
-Terms = dict[str, Tensor]
-
-
-class Supervised(nn.Module):
-    """Standard training: the cross-entropy of a head on an encoder's code.
-
-    Args:
-        encoder: images to codes (N, D); deterministic.
-        head: codes to logits (N, C).
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    @property
-    def classifier(self) -> nn.Sequential:
-        """Images to logits."""
-        return nn.Sequential(self.encoder, self.head)
-
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
-        return {"cross_entropy": cross_entropy(self.classifier(x), y).mean()}
-
-
-class AdversarialTraining(Supervised):
-    """The cross-entropy at the worst x' in the ball (Madry et al. 2018).
-
-    Args:
-        encoder, head: as for :class:`Supervised`.
-        attack, threat: how and where the worst x' is searched.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
-        super().__init__(encoder, head)
-        self.attack, self.threat = attack, threat
-
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
-        worst = adversarial_cross_entropy(self.classifier, x, y, self.attack, self.threat, ids=ids, seed=seed)
-        return {"cross_entropy": worst.mean()}
-
-
-class TRADES(AdversarialTraining):
-    """Clean cross-entropy plus beta times the worst KL of the predictions (Zhang et al. 2019).
-
-    Args:
-        encoder, head, attack, threat: as for :class:`AdversarialTraining`.
-        beta: weight of the regularizer (1 / lambda in that paper), at least 0.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat, beta: float = 6.0) -> None:
-        super().__init__(encoder, head, attack, threat)
-        self.beta = nonnegative("beta", beta)
-
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
-        logits = self.classifier(x)
-        worst = trades(self.classifier, x, logits, self.attack, self.threat, ids=ids, seed=seed)
-        return {"cross_entropy": cross_entropy(logits, y).mean(), "trades": self.beta * worst.mean()}
+from robrep.regularizers import Attack, reconstruction_shift, select, urkle
 
 
 class AETRADES(nn.Module):

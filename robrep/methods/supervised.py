@@ -1,0 +1,68 @@
+"""Supervised training, standard and adversarial: the references of every chapter."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robrep.attacks import Threat
+from robrep.checks import nonnegative
+from robrep.losses import cross_entropy
+from robrep.regularizers import Attack, adversarial_cross_entropy, trades
+
+Terms = dict[str, Tensor]
+
+
+class Supervised(nn.Module):
+    """Standard training: the cross-entropy of a head on an encoder's code.
+
+    Args:
+        encoder: images to codes (N, D); deterministic.
+        head: codes to logits (N, C).
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    @property
+    def classifier(self) -> nn.Sequential:
+        """Images to logits."""
+        return nn.Sequential(self.encoder, self.head)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        return {"cross_entropy": cross_entropy(self.classifier(x), y).mean()}
+
+
+class AdversarialTraining(Supervised):
+    """The cross-entropy at the worst x' in the ball (Madry et al. 2018).
+
+    Args:
+        encoder, head: as for :class:`Supervised`.
+        attack, threat: how and where the worst x' is searched.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
+        super().__init__(encoder, head)
+        self.attack, self.threat = attack, threat
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        worst = adversarial_cross_entropy(self.classifier, x, y, self.attack, self.threat, ids=ids, seed=seed)
+        return {"cross_entropy": worst.mean()}
+
+
+class TRADES(AdversarialTraining):
+    """Clean cross-entropy plus beta times the worst KL of the predictions (Zhang et al. 2019).
+
+    Args:
+        encoder, head, attack, threat: as for :class:`AdversarialTraining`.
+        beta: weight of the regularizer (1 / lambda in that paper), at least 0.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat, beta: float = 6.0) -> None:
+        super().__init__(encoder, head, attack, threat)
+        self.beta = nonnegative("beta", beta)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        logits = self.classifier(x)
+        worst = trades(self.classifier, x, logits, self.attack, self.threat, ids=ids, seed=seed)
+        return {"cross_entropy": cross_entropy(logits, y).mean(), "trades": self.beta * worst.mean()}
