@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robrep.encoders.infomax import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
 from robrep.encoders.small import (
     ConvDecoder,
     ConvEncoder,
@@ -19,12 +20,16 @@ from robrep.encoders.small import (
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "Critic",
     "FlatConvEncoder",
+    "InfoMaxEncoder",
+    "InfoMaxHead",
     "MLPDecoder",
     "MLPEncoder",
     "MLPHead",
     "MeanCode",
     "PooledConv",
+    "VectorCritic",
     "he_init",
     "log_variance_code",
     "start_certain",

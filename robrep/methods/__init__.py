@@ -7,6 +7,7 @@ Images come in [0, 1], labels are ignored by methods that need none, and all ran
 from __future__ import annotations
 
 from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
+from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Supervised, Terms
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "VAE",
     "AdversarialTraining",
     "GaussianVAE",
+    "InfoMax",
     "SmoothEncoder",
     "Supervised",
     "Terms",
     "VAEUrkle",
+    "WorstCaseInfoMax",
+    "information_attack",
 ]

@@ -1,0 +1,78 @@
+"""Heads that stop early: the epoch with the best robust accuracy is kept, as judged by images set aside."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robrep.attacks import Threat, attack_mode
+from robrep.evaluation import robust_accuracy
+from robrep.heads import Classifier, encode
+from robrep.methods import Supervised
+from robrep.training import Examples, History, fit
+
+
+def train_head_stopped(
+    encoder: nn.Module,
+    head: nn.Module,
+    x: Examples,
+    y: Tensor,
+    judged_on: tuple[Examples, Tensor],
+    attack: Any,
+    threat: Threat,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    lr: float = 1e-2,
+    every: int = 1,
+    seed: int = 0,
+    progress: str | None = None,
+) -> History:
+    """Train ``head`` in place on clean codes, and leave it as it was after the epoch of best robust accuracy.
+
+    Zhu et al. 2020 call this "E.S."; their released code judges by the *test* images, which makes the number a maximum
+    over epochs and no estimate. Give validation images for one; give the test images only to reproduce theirs.
+
+    Args:
+        encoder: images to codes (N, D); deterministic, left alone.
+        head: codes to logits.
+        x, y: images and labels to train on.
+        judged_on: images and labels that choose the epoch.
+        attack, threat: the attack that judges.
+        every: judge after every so many epochs, and after the last.
+        epochs, batch_size, lr, seed, progress: as in :func:`robrep.training.fit`.
+
+    Returns:
+        The history; judged epochs have ``robust``, and ``kept`` is 1 where the head was the best so far.
+    """
+    best, kept = -1.0, copy.deepcopy(head.state_dict())
+
+    def judge(done: int) -> dict[str, float]:
+        nonlocal best, kept
+        if done % every and done != epochs:
+            return {}
+        with attack_mode(head):
+            robust = robust_accuracy(Classifier(encoder, head), *judged_on, attack, threat, seed=seed).value
+        better = robust > best
+        if better:
+            best, kept = robust, copy.deepcopy(head.state_dict())
+        return {"robust": robust, "kept": float(better)}
+
+    codes: Any = encode(encoder, x)
+    history = fit(
+        Supervised(nn.Identity(), head),
+        codes if isinstance(codes, Tensor) else codes.mean,
+        y,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        after_epoch=judge,
+        progress=progress,
+    )
+    with torch.no_grad():
+        head.load_state_dict(kept)
+    return history

@@ -1,0 +1,157 @@
+"""Deep InfoMax and worst-case InfoMax: encoder and critic climb an estimate of I(x; g(x)), at x or at the worst x'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robrep.attacks import Threat, attack_mode, batch_objective
+from robrep.checks import one_of
+from robrep.information import ESTIMATORS, information
+from robrep.methods.supervised import Terms
+from robrep.regularizers import Attack
+
+
+def information_attack(
+    encoder: Callable[[Tensor], Tensor],
+    critic: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    attack: Attack,
+    threat: Threat,
+    *,
+    estimator: str = "dv",
+    detached: bool = True,
+    ids: Tensor,
+    seed: int,
+) -> Tensor:
+    """The x' in A(x), for the whole batch, at which the estimate of I(x'; g(x')) is smallest; like ``x``, detached.
+
+    The estimate belongs to the batch, so every image has the same score: an attack that keeps its best iterate keeps
+    one for all images. Encoder and critic are in evaluation mode meanwhile.
+
+    Args:
+        encoder: images to codes (N, D).
+        critic: images and codes to scores (L, N, N).
+        x: images in [0, 1].
+        attack, threat: how and where the minimum is searched.
+        estimator: a name of :data:`robrep.information.ESTIMATORS`.
+        detached: the critic's image input counts as a constant, so that the gradient reaches x' only through its code,
+            as in the released code; False lets it through both.
+        ids: int64 (N,), naming the examples' random streams.
+        seed: seed of the random streams.
+
+    Source: Zhu et al. 2020, eq. 4.3.
+    """
+
+    @batch_objective
+    def objective(x_: Tensor) -> Tensor:
+        scores = critic(x_.detach() if detached else x_, encoder(x_))
+        return -information(scores, estimator).expand(len(x_))
+
+    with attack_mode(encoder, critic):
+        return attack(objective, x, threat, ids=ids, seed=seed)
+
+
+class InfoMax(nn.Module):
+    """Deep InfoMax without its prior and its global term: encoder and critic together maximise the estimate (eq. 5.1).
+
+    Args:
+        encoder: images to codes (N, D).
+        critic: images and codes to scores (L, N, N), such as :class:`robrep.encoders.Critic`.
+        estimator: a name of :data:`robrep.information.ESTIMATORS`.
+
+    Source: Hjelm et al. 2019; Zhu et al. 2020, eq. 5.1.
+    """
+
+    def __init__(self, encoder: nn.Module, critic: nn.Module, estimator: str = "dv") -> None:
+        super().__init__()
+        self.encoder, self.critic = encoder, critic
+        self.estimator = one_of("estimator", estimator, ESTIMATORS)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        return {"minus_information": -self.information(x)}
+
+    def information(self, x: Tensor) -> Tensor:
+        """The estimate of I(x; g(x)) on the batch, a scalar."""
+        return information(self.critic(x, self.encoder(x)), self.estimator)
+
+
+class WorstCaseInfoMax(InfoMax):
+    """Encoder and critic maximise the estimate at the worst x' in the ball: eq. 5.4 of Zhu et al. 2020, beta = 1.
+
+    After the attack one simultaneous step of both, on the attacked batch alone; x' counts as a constant.
+
+    Args:
+        encoder, critic, estimator: as for :class:`InfoMax`.
+        attack, threat: how and where the estimate is made small. The released code takes PGD without a random start
+            and keeps the best iterate; the gradient does not vanish at x, so that is possible here.
+        detached: see :func:`information_attack`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        critic: nn.Module,
+        attack: Attack,
+        threat: Threat,
+        estimator: str = "dv",
+        detached: bool = True,
+    ) -> None:
+        super().__init__(encoder, critic, estimator)
+        self.attack, self.threat, self.detached = attack, threat, detached
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        x_adv = information_attack(
+            self.encoder,
+            self.critic,
+            x,
+            self.attack,
+            self.threat,
+            estimator=self.estimator,
+            detached=self.detached,
+            ids=ids,
+            seed=seed,
+        )
+        return {"minus_information": -self.information(x_adv)}
+
+
+class CriticOf(nn.Module):
+    """The neural estimator of mutual information (MINE): only the critic learns, on pairs (x, z) that stay as they are.
+
+    Args:
+        critic: x and z to scores (L, N, N).
+        z: (M, D), the partner of each example, by its id.
+        estimator: a name of :data:`robrep.information.ESTIMATORS`.
+
+    Source: Belghazi et al. 2018, algorithm 1, without its moving average.
+    """
+
+    z: Tensor
+
+    def __init__(self, critic: nn.Module, z: Tensor, estimator: str = "dv") -> None:
+        super().__init__()
+        self.critic, self.estimator = critic, one_of("estimator", estimator, ESTIMATORS)
+        self.register_buffer("z", z.detach().clone())
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        return {"minus_information": -information(self.critic(x, self.z[ids]), self.estimator)}
+
+
+class WorstCaseCriticOf(WorstCaseInfoMax):
+    """MINE at the worst x' for a *given* encoder: the alternating minimisation of Zhu et al. 2020, section 4.
+
+    Each step attacks the batch through encoder and critic as they are, then moves the critic on the attacked batch. The
+    encoder stays as it is, in evaluation mode. Arguments as for :class:`WorstCaseInfoMax`.
+    """
+
+    def train(self, mode: bool = True) -> WorstCaseCriticOf:
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def information(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            z = self.encoder(x)
+        return information(self.critic(x, z), self.estimator)
