@@ -10,9 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from robrep.attacks import Threat, attack_mode
+from robrep.attacks import Threat, attack_mode, batch_objective
 from robrep.checks import one_of
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, wasserstein2
 from robrep.losses import cross_entropy, kl_categorical, squared_error
@@ -77,6 +78,68 @@ def urkle(
     Source: Nguyen et al. 2022, the regularizer of Proposition 1 and eq. 6.
     """
     return worst_case(kl, encoder, x, p, attack, threat, ids=ids, seed=seed)
+
+
+def urkle_adversary(
+    encoder: Callable[[Tensor], Gaussian],
+    x: Tensor,
+    attack: Attack,
+    threat: Threat,
+    *,
+    ids: Tensor,
+    seed: int,
+) -> Tensor:
+    """The x' in A(x) of :func:`urkle` alone, for methods that pass x and x' through the encoder together.
+
+    The clean code is computed once, like all that the attack sees, in evaluation mode: with batch norm, the code of
+    training mode is another function's. Arguments as for :func:`urkle`; images like ``x``, detached.
+    """
+    with attack_mode(encoder):
+        with torch.no_grad():
+            p = encoder(x)
+        return attack(lambda x_, p_: kl(p_, encoder(x_)), x, threat, p, ids=ids, seed=seed)
+
+
+def contrast_adversary(
+    encoder: Callable[[Tensor], Any],
+    projector: Callable[[Tensor], Tensor],
+    x: Tensor,
+    other: Tensor,
+    contrast: Callable[[tuple[Tensor, Tensor]], Tensor],
+    attack: Attack,
+    threat: Threat,
+    *,
+    ids: Tensor,
+    seed: int,
+) -> Tensor:
+    """The x' in A(x) that is told worst from other images beside the other view of its own: RoCL's attack.
+
+    Args:
+        encoder: images to codes, a tensor (N, D) or a ``Gaussian``, of which the mean is taken.
+        projector: codes to what ``contrast`` sees.
+        x: the views to attack, in [0, 1].
+        other: the other views, of the same shape; projected once.
+        contrast: two tensors of projections to one value for each image (N,), such as NT-Xent; it couples the batch.
+        attack, threat, ids, seed: as for :func:`urkle`.
+
+    Returns:
+        Images like ``x``, detached.
+
+    Source: Kim et al. 2020, the instance-wise attack.
+    """
+
+    def project(x_: Tensor) -> Tensor:
+        code = encoder(x_)
+        return projector(code.mean if isinstance(code, Gaussian) else code)
+
+    @batch_objective
+    def objective(x_: Tensor, g_other: Tensor) -> Tensor:
+        return contrast((project(x_), g_other))
+
+    with attack_mode(encoder, projector):
+        with torch.no_grad():
+            g_other = project(other)
+        return attack(objective, x, threat, g_other, ids=ids, seed=seed)
 
 
 def trades(

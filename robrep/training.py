@@ -9,7 +9,7 @@ import os
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,6 +24,8 @@ from robrep.randomness import fold, permutation
 
 History = list[dict[str, float]]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Optimizer = Literal["adamw", "sgd", "lars", "lars-all"]
+OPTIMIZERS = ("adamw", "sgd", "lars", "lars-all")
 CHECKPOINT_VERSION = 1
 
 
@@ -54,6 +56,29 @@ def learning_rate(step: int, steps: int, warmup: int, schedule: Literal["cosine"
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def make_optimizer(
+    name: Optimizer, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """The optimizer of that name, as :func:`fit` explains; one step is ``step()``, the rate that of its groups.
+
+    Raises:
+        ValueError: no such optimizer.
+    """
+    one_of("optimizer", name, OPTIMIZERS)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    from timm.optim.lars import Lars
+
+    parameters = list(parameters)
+    if name == "lars-all":
+        return Lars(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, always_adapt=True)
+    layers, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": layers, "always_adapt": True}, {"params": vectors, "weight_decay": 0.0, "always_adapt": False}]
+    return Lars([g for g in groups if g["params"]], lr=lr, momentum=0.9, weight_decay=weight_decay)
 
 
 def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> Any:
@@ -87,7 +112,7 @@ def fit(
     epochs: int,
     batch_size: int,
     lr: float = 1e-3,
-    optimizer: Literal["adamw", "sgd"] = "adamw",
+    optimizer: Optimizer = "adamw",
     weight_decay: float = 0.0,
     warmup_epochs: float = 0.0,
     schedule: Literal["cosine", "constant"] = "cosine",
@@ -114,7 +139,9 @@ def fit(
         epochs: passes over the data, at least 1.
         batch_size: examples in a step, over all devices.
         lr: peak learning rate.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
+        optimizer: "adamw", "sgd" with momentum 0.9, or "lars", the same with each layer's rate adapted to its weights'
+            norm (You et al. 2017; trust coefficient 0.001), which neither adapts nor decays vectors, that is biases and
+            the parameters of normalisation (as in SimCLR and BYOL); "lars-all" adapts and decays them, too (RoCL).
         weight_decay: as the optimizer means it.
         warmup_epochs: length of the linear warm-up.
         schedule: "cosine" to zero, or "constant".
@@ -140,7 +167,7 @@ def fit(
         "epochs": positive_int("epochs", epochs),
         "batch_size": positive_int("batch_size", batch_size),
         "lr": nonnegative("lr", lr),
-        "optimizer": one_of("optimizer", optimizer, ("adamw", "sgd")),
+        "optimizer": one_of("optimizer", optimizer, OPTIMIZERS),
         "weight_decay": nonnegative("weight_decay", weight_decay),
         "warmup_epochs": nonnegative("warmup_epochs", warmup_epochs),
         "schedule": one_of("schedule", schedule, ("cosine", "constant")),
@@ -172,11 +199,9 @@ def fit(
     trained = [p for p in method.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("method has no parameter that requires a gradient, so there is nothing to train")
-    if optimizer == "adamw":
-        updater: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    else:
-        updater = torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=weight_decay)
-    step_of, updater = fabric.setup(method, updater)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # in place; it refuses to run on a CPU
+    step_of, updater = fabric.setup(method, make_optimizer(optimizer, trained, lr, weight_decay))
     history: History = []
     if path is not None and path.exists():
         history = _resume(path, settings, method, updater, fabric)

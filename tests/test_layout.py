@@ -24,9 +24,9 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 # A module may import those of earlier lines and of its own line.
 ORDER = [
     {"checks", "randomness", "files", "progress"},
-    {"data"},
+    {"data", "augmentations"},
     {"gaussians"},
-    {"losses"},
+    {"losses", "contrastive"},
     {"information"},
     {"attacks"},
     {"objectives"},

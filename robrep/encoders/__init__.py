@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robrep.encoders.infomax import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
+from robrep.encoders.resnets import Projector, ResNetEncoder
 from robrep.encoders.small import (
     ConvDecoder,
     ConvEncoder,
@@ -29,6 +30,8 @@ __all__ = [
     "MLPHead",
     "MeanCode",
     "PooledConv",
+    "Projector",
+    "ResNetEncoder",
     "VectorCritic",
     "he_init",
     "log_variance_code",

@@ -7,6 +7,7 @@ Images come in [0, 1], labels are ignored by methods that need none, and all ran
 from __future__ import annotations
 
 from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
+from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Supervised, Terms
 
@@ -17,6 +18,9 @@ __all__ = [
     "AdversarialTraining",
     "GaussianVAE",
     "InfoMax",
+    "RoCL",
+    "SimCLR",
+    "SimCLRUrkle",
     "SmoothEncoder",
     "Supervised",
     "Terms",

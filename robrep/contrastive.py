@@ -1,0 +1,110 @@
+"""Contrastive learning: NT-Xent over any number of views, and two measures of the codes that it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robrep.checks import nonnegative, one_of
+from robrep.gaussians import wide
+
+Denominator = Literal["all_but_self", "negatives_only"]
+DENOMINATORS = ("all_but_self", "negatives_only")
+
+
+def nt_xent(
+    views: Sequence[Tensor],
+    temperature: float = 0.5,
+    *,
+    denominator: Denominator = "all_but_self",
+    detach_keys: bool = False,
+) -> Tensor:
+    r"""The normalized temperature-scaled cross-entropy of n views of N images; one value for each image, shape (N,).
+
+    .. math:: \frac{1}{n(n-1)} \sum_{v} \sum_{w \ne v}
+        \Big[-\frac{\mathrm{sim}(g_v, g_w)}{\tau} + \ln \sum_{k \in D} e^{\mathrm{sim}(g_v, k)/\tau}\Big]
+
+    with the cosine similarity sim. Two views give SimCLR's loss, three RoCL's, four that of SimCLR + Urkle. If several
+    processes train together, each gives its own images' values, and D holds the vectors of all; gradients reach them
+    all, so that the mean over processes is the loss of one process with the whole batch.
+
+    Args:
+        views: at least two tensors (N, D), row i of each a vector of image i; computed in float32 or wider.
+        temperature: tau, above 0.
+        denominator: which vectors D holds. "all_but_self" leaves out the anchor g_v alone (SimCLR, RoCL);
+            "negatives_only" all vectors of the anchor's image, its positives too (as eq. 9 of Nguyen et al. prints).
+        detach_keys: count everything that an anchor is compared with as a constant, as RoCL's released code does: the
+            gradient is halved and hardly turned.
+
+    Raises:
+        ValueError: fewer than two views or images, shapes that differ, or a temperature that is not above 0.
+
+    Source: Chen et al. 2020, eq. 1; Nguyen et al. 2022, eq. 9, with the minus-log that its print lacks.
+    """
+    one_of("denominator", denominator, DENOMINATORS)
+    if not nonnegative("temperature", temperature):
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    shapes = [tuple(v.shape) for v in views]
+    if len(views) < 2 or len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ValueError(f"views has shapes {shapes}, expected at least two of one shape (N, D)")
+    with torch.autocast(views[0].device.type, enabled=False):
+        anchors = F.normalize(torch.stack([wide(v) for v in views]), dim=2)  # n x N x D
+        keys, first = _gathered(anchors)
+        n, size, total = len(views), len(views[0]), keys.shape[1]
+        if total < 2:
+            raise ValueError(f"views hold {total} image, expected at least two: there is nothing to be told apart from")
+        keys = keys.detach() if detach_keys else keys
+        scores = (anchors.flatten(0, 1) @ keys.flatten(0, 1).T / temperature).view(n, size, n, total)
+    row = torch.arange(size, device=scores.device)
+    of_image = scores[:, row, :, first + row]  # N x n x n: a view against all views of its image
+    positive = (of_image.sum(2) - of_image.diagonal(dim1=1, dim2=2)).T / (n - 1)
+    same_image = torch.zeros(size, total, dtype=torch.bool, device=scores.device)
+    same_image[row, first + row] = True
+    left_out = same_image[None, :, None, :].expand_as(scores)
+    if denominator == "all_but_self":
+        left_out = left_out & torch.eye(n, dtype=torch.bool, device=scores.device)[:, None, :, None]
+    compared = scores.masked_fill(left_out, -torch.inf).flatten(2).logsumexp(2)
+    return (compared - positive).mean(0)
+
+
+def _gathered(anchors: Tensor) -> tuple[Tensor, int]:
+    """The vectors of all processes, n x M x D, with gradients, and the place of this process's first image."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return anchors, 0
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(anchors.contiguous()), dim=1), dist.get_rank() * anchors.shape[1]
+
+
+@torch.no_grad()
+def effective_rank(codes: Tensor) -> float:
+    """How many dimensions codes (N, D) use: exp of the entropy of their normalised singular values, 1 ... min(N, D).
+
+    The codes are centred first, so that codes that are all equal, a collapsed encoder, give 0.
+
+    Source: Roy and Vetterli 2007.
+    """
+    centred = codes.double() - codes.double().mean(0)
+    s = torch.linalg.svdvals(centred)
+    if s.max() <= 1e-12 * codes.double().abs().max().clamp(min=1e-30) * len(codes) ** 0.5:
+        return 0.0
+    p = s / s.sum()
+    return torch.special.entr(p).sum().exp().item()
+
+
+@torch.no_grad()
+def nearest(codes: Tensor, bank: Tensor, k: int = 1) -> Tensor:
+    """The rows of ``bank`` (M, D) with the largest cosine to each of ``codes`` (N, D), best first; int64, (N, k).
+
+    Raises:
+        ValueError: ``k`` is not in 1 ... M.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k is {k}, expected 1 ... {len(bank)}, the rows of bank")
+    return (F.normalize(wide(codes), dim=1) @ F.normalize(wide(bank), dim=1).T).topk(k, dim=1).indices

@@ -1,0 +1,150 @@
+"""Contrastive methods, plain and robust: SimCLR, RoCL, and SimCLR + Urkle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robrep.attacks import Threat
+from robrep.augmentations import Augmentation
+from robrep.checks import nonnegative
+from robrep.contrastive import Denominator, nt_xent
+from robrep.gaussians import Gaussian, kl
+from robrep.methods.supervised import Terms
+from robrep.randomness import fold, noise
+from robrep.regularizers import Attack, contrast_adversary, urkle_adversary
+
+
+class SimCLR(nn.Module):
+    """Two augmented views of each image, told apart from all other images by NT-Xent (Chen et al. 2020).
+
+    Args:
+        encoder: images to codes, a tensor (N, D) or a ``Gaussian``, which is then sampled once for each view.
+        projector: codes to what NT-Xent sees.
+        augment: ``augment(x, ids, seed)``, see :mod:`robrep.augmentations`.
+        temperature, denominator, detach_keys: as for :func:`robrep.contrastive.nt_xent`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        augment: Augmentation,
+        *,
+        temperature: float = 0.5,
+        denominator: Denominator = "all_but_self",
+        detach_keys: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.augment = encoder, projector, augment
+        self.temperature, self.detach_keys = temperature, detach_keys
+        self.denominator: Denominator = denominator
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        views, view_ids = self.views(x, ids, seed)
+        return {"nt_xent": self.contrast(self.encoder(views), view_ids, seed, n=2).mean()}
+
+    def views(self, x: Tensor, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Two views of each image, one behind the other, (2 N, C, H, W), and ids for their random streams, (2 N,)."""
+        view_ids = torch.cat([2 * ids, 2 * ids + 1])
+        return self.augment(torch.cat([x, x]), view_ids, fold(seed, "views")), view_ids
+
+    def sample(self, code: Gaussian | Tensor, ids: Tensor, seed: int) -> Tensor:
+        """One sample of each code; a deterministic code is itself."""
+        return code.sample(noise(fold(seed, "z"), ids, code.mean.shape[1:])) if isinstance(code, Gaussian) else code
+
+    def contrast(self, code: Gaussian | Tensor, ids: Tensor, seed: int, n: int) -> Tensor:
+        """NT-Xent of the n views whose codes stand one behind the other: (n N, D) to (N,)."""
+        return self.nt_xent(self.projector(self.sample(code, ids, seed)).chunk(n))
+
+    def nt_xent(self, views: tuple[Tensor, ...]) -> Tensor:
+        """NT-Xent with this method's settings; views n x (N, D) to (N,)."""
+        return nt_xent(views, self.temperature, denominator=self.denominator, detach_keys=self.detach_keys)
+
+
+class RoCL(SimCLR):
+    """Robust contrastive learning: an adversary of the first view is the third of three (Kim et al. 2020).
+
+    The adversary makes NT-Xent with the second view large. A further, small term is NT-Xent of the adversary and the
+    second view alone.
+
+    Args:
+        encoder, projector, augment, temperature, denominator, detach_keys: as for :class:`SimCLR`.
+        attack, threat: how and where the adversary is searched.
+        weight: of the further term, at least 0. RoCL has 1 / 256 beside a loss that is summed over an anchor's two
+            positives; beside the mean of the two that is 1 / 512.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        augment: Augmentation,
+        attack: Attack,
+        threat: Threat,
+        *,
+        weight: float = 1 / 512,
+        temperature: float = 0.5,
+        denominator: Denominator = "all_but_self",
+        detach_keys: bool = False,
+    ) -> None:
+        super().__init__(
+            encoder, projector, augment, temperature=temperature, denominator=denominator, detach_keys=detach_keys
+        )
+        self.attack, self.threat, self.weight = attack, threat, nonnegative("weight", weight)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        x_1, x_2 = self.views(x, ids, seed)[0].chunk(2)
+        x_adv = contrast_adversary(
+            self.encoder, self.projector, x_1, x_2, self.nt_xent, self.attack, self.threat, ids=ids, seed=seed
+        )
+        three_ids = torch.cat([3 * ids, 3 * ids + 1, 3 * ids + 2])
+        code = self.encoder(torch.cat([x_1, x_2, x_adv]))
+        g_1, g_2, g_adv = self.projector(self.sample(code, three_ids, seed)).chunk(3)
+        return {
+            "nt_xent": self.nt_xent((g_1, g_2, g_adv)).mean(),
+            "adversarial": self.weight * self.nt_xent((g_adv, g_2)).mean(),
+        }
+
+
+class SimCLRUrkle(SimCLR):
+    """SimCLR whose code must not move: eq. 12 of Nguyen et al. 2022.
+
+    Each of the two views has an adversary of its own, the image in its ball whose code diverges most. NT-Xent runs over
+    all four, the regularizer over both pairs; batch norm sees the four views as one batch.
+
+    Args:
+        encoder: images to a ``Gaussian``.
+        projector, augment, temperature, denominator, detach_keys: as for :class:`SimCLR`.
+        attack, threat: how and where the adversaries are searched.
+        beta_robust: weight of the regularizer, at least 0.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        augment: Augmentation,
+        attack: Attack,
+        threat: Threat,
+        *,
+        beta_robust: float = 1.0,
+        temperature: float = 0.5,
+        denominator: Denominator = "all_but_self",
+        detach_keys: bool = False,
+    ) -> None:
+        super().__init__(
+            encoder, projector, augment, temperature=temperature, denominator=denominator, detach_keys=detach_keys
+        )
+        self.attack, self.threat, self.beta_robust = attack, threat, nonnegative("beta_robust", beta_robust)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        views, view_ids = self.views(x, ids, seed)
+        views_adv = urkle_adversary(self.encoder, views, self.attack, self.threat, ids=view_ids, seed=seed)
+        code = self.encoder(torch.cat([views, views_adv]))
+        p, p_adv = (Gaussian(*part) for part in zip(*(t.chunk(2) for t in code), strict=True))
+        four_ids = torch.cat([2 * view_ids, 2 * view_ids + 1])
+        return {
+            "nt_xent": self.contrast(code, four_ids, seed, n=4).mean(),
+            "urkle": self.beta_robust * kl(p, p_adv).mean(),
+        }
