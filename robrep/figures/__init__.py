@@ -26,6 +26,16 @@ from robrep.figures.attacks import (
 from robrep.figures.auditing import audit_figure
 from robrep.figures.base import PALETTE, Style, styles
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
+from robrep.figures.information import (
+    bounds_of_cases,
+    estimates_against_truth,
+    feature_histograms,
+    information_pairs,
+    linear_vulnerability_slider,
+    released_slip,
+    vulnerability_against_gap,
+    weak_beside_strong,
+)
 from robrep.figures.kernel import control, live
 from robrep.figures.landscape import Plane, objective_line, objective_surface, plane
 from robrep.figures.latent import kl_picture, latent_clouds, umap_embed
@@ -46,26 +56,34 @@ __all__ = [
     "audit_matrix",
     "ball_picture",
     "bound_bars",
+    "bounds_of_cases",
     "captions",
     "certified_beside_attacked",
     "control",
     "coupling_picture",
     "encoder_line",
     "entropic_objective",
+    "estimates_against_truth",
+    "feature_histograms",
     "gradient_noise",
     "image_grid",
+    "information_pairs",
     "kl_picture",
     "label_curve",
     "latent_clouds",
+    "linear_vulnerability_slider",
     "live",
     "mask_slider",
     "objective_line",
     "objective_surface",
     "perturbation",
     "plane",
+    "released_slip",
     "styles",
     "suite_bars",
     "trade_off",
     "training_curves",
     "umap_embed",
+    "vulnerability_against_gap",
+    "weak_beside_strong",
 ]
