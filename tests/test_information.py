@@ -349,6 +349,14 @@ def test_methods_give_the_estimate() -> None:
         InfoMax(f, t, "mine")
 
 
+def test_augmentation_comes_before_the_attack() -> None:
+    f, t = networks()
+    dark = WorstCaseInfoMax(f, t, PGD_3, Linf(0.0), augment=lambda x, ids, seed: 0.5 * x)
+    plain = InfoMax(f, t)
+    found = dark(X, None, IDS, 0)["minus_information"].item()
+    assert found == pytest.approx(plain(0.5 * X, None, IDS, 0)["minus_information"].item(), abs=1e-5)
+
+
 # --- estimates ------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from robrep.attacks import Threat, attack_mode, batch_objective
 from robrep.checks import one_of
 from robrep.information import ESTIMATORS, information
 from robrep.methods.supervised import Terms
+from robrep.randomness import fold
 from robrep.regularizers import Attack
 
 
@@ -61,17 +62,28 @@ class InfoMax(nn.Module):
         encoder: images to codes (N, D).
         critic: images and codes to scores (L, N, N), such as :class:`robrep.encoders.Critic`.
         estimator: a name of :data:`robrep.information.ESTIMATORS`.
+        augment: ``augment(x, ids, seed)`` to images in [0, 1], applied before everything else; None for none.
 
     Source: Hjelm et al. 2019; Zhu et al. 2020, eq. 5.1.
     """
 
-    def __init__(self, encoder: nn.Module, critic: nn.Module, estimator: str = "dv") -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        critic: nn.Module,
+        estimator: str = "dv",
+        augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.critic = encoder, critic
+        self.encoder, self.critic, self.augment = encoder, critic, augment
         self.estimator = one_of("estimator", estimator, ESTIMATORS)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
-        return {"minus_information": -self.information(x)}
+        return {"minus_information": -self.information(self.augmented(x, ids, seed))}
+
+    def augmented(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+        """The images that this step sees, before any attack."""
+        return x if self.augment is None else self.augment(x, ids, fold(seed, "augment"))
 
     def information(self, x: Tensor) -> Tensor:
         """The estimate of I(x; g(x)) on the batch, a scalar."""
@@ -84,7 +96,7 @@ class WorstCaseInfoMax(InfoMax):
     After the attack one simultaneous step of both, on the attacked batch alone; x' counts as a constant.
 
     Args:
-        encoder, critic, estimator: as for :class:`InfoMax`.
+        encoder, critic, estimator, augment: as for :class:`InfoMax`.
         attack, threat: how and where the estimate is made small. The released code takes PGD without a random start
             and keeps the best iterate; the gradient does not vanish at x, so that is possible here.
         detached: see :func:`information_attack`.
@@ -98,15 +110,16 @@ class WorstCaseInfoMax(InfoMax):
         threat: Threat,
         estimator: str = "dv",
         detached: bool = True,
+        augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
     ) -> None:
-        super().__init__(encoder, critic, estimator)
+        super().__init__(encoder, critic, estimator, augment)
         self.attack, self.threat, self.detached = attack, threat, detached
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
         x_adv = information_attack(
             self.encoder,
             self.critic,
-            x,
+            self.augmented(x, ids, seed),
             self.attack,
             self.threat,
             estimator=self.estimator,
