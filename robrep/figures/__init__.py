@@ -25,6 +25,7 @@ from robrep.figures.attacks import (
 )
 from robrep.figures.auditing import audit_figure
 from robrep.figures.base import PALETTE, Style, styles
+from robrep.figures.contrastive import code_moves, contrast_matrix, watched_training
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
 from robrep.figures.information import (
     bounds_of_cases,
@@ -59,6 +60,8 @@ __all__ = [
     "bounds_of_cases",
     "captions",
     "certified_beside_attacked",
+    "code_moves",
+    "contrast_matrix",
     "control",
     "coupling_picture",
     "encoder_line",
@@ -84,6 +87,7 @@ __all__ = [
     "trade_off",
     "training_curves",
     "umap_embed",
+    "watched_training",
     "vulnerability_against_gap",
     "weak_beside_strong",
 ]

@@ -1,0 +1,195 @@
+"""What a training step of RoCL and of SimCLR + Urkle costs beyond its floor: ``python benchmarks/training_step.py``.
+
+The floor is what such a step cannot do without, in a bare loop over the same networks: one forward pass, in evaluation
+mode and without a graph, of what the attack compares with; for each attack step a forward pass and a backward pass to
+the images; and one forward and full backward pass over all views together. The step itself also augments, draws its
+noise, computes the losses and moves the images. The optimizer is in neither. Steps and floors take turns, and shown are
+the ratio of the shortest times and the median of the ratios run by run.
+
+``--json FILE`` keeps the measurement, and ``--show FILE`` prints one that was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robrep import results
+from robrep.attacks import PGD, Linf, attack_mode
+from robrep.augmentations import simclr_augmentation
+from robrep.checks import positive_int
+from robrep.encoders import Projector, ResNetEncoder
+from robrep.files import atomic_write, code_hash
+from robrep.gaussians import Gaussian
+from robrep.methods import RoCL, SimCLRUrkle
+
+EPS, STEPS, STEP = 8 / 255, 7, 0.007
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def methods(width: int, steps: int) -> dict[str, nn.Module]:
+    """The two methods on a ResNet-18 of that width, with RoCL's attack."""
+    torch.manual_seed(0)
+    made: dict[str, nn.Module] = {}
+    for name, kind in (("RoCL", RoCL), ("SimCLR + Urkle", SimCLRUrkle)):
+        encoder = ResNetEncoder(18, width=width, gaussian=kind is SimCLRUrkle)
+        attack = PGD(steps, step_size=STEP)
+        made[name] = kind(encoder, Projector(encoder.dim), simclr_augmentation(), attack, Linf(EPS)).train()
+    return made
+
+
+def step(method: nn.Module, x: Tensor, ids: Tensor, seed: int) -> None:
+    """The whole training step up to the gradients."""
+    terms = method(x, ids, ids, seed)
+    torch.stack(list(terms.values())).sum().backward()
+    method.zero_grad(set_to_none=True)
+
+
+def floor(method: Any, x: Tensor, steps: int) -> None:
+    """The passes that the step cannot do without."""
+    urkle = isinstance(method, SimCLRUrkle)
+    attacked = torch.cat([x, x]) if urkle else x
+    views = torch.cat([x] * (4 if urkle else 3))
+
+    def passes(x_: Tensor, project: bool) -> Tensor:
+        code = method.encoder(x_)
+        code = torch.cat(code, dim=1) if isinstance(code, Gaussian) and not project else code
+        code = code.mean + code.scale if isinstance(code, Gaussian) else code
+        return method.projector(code) if project else code
+
+    with attack_mode(method):
+        with torch.no_grad():
+            passes(attacked, not urkle)
+        for _ in range(steps):
+            x_adv = attacked.detach().requires_grad_()
+            torch.autograd.grad(passes(x_adv, not urkle).float().sum(), x_adv)
+    passes(views, True).float().sum().backward()
+    method.zero_grad(set_to_none=True)
+
+
+def keep_memory() -> bool:
+    """Ask the C library to keep freed memory for the next allocation; False where it cannot be asked (not glibc)."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    mmap_threshold, trim_threshold = -3, -1
+    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def measure(precision: str, batch: int, runs: int, steps: int = STEPS, width: int = 64) -> list[dict[str, Any]]:
+    """One row for each method: its step and its floor, in seconds, their ratio, and images a second.
+
+    Args:
+        precision: a name of ``PRECISIONS``.
+        batch: images in the batch, 3 x 32 x 32, before they become views.
+        runs: rounds that count, after one that does not.
+        steps: of the attack.
+        width: of the ResNet-18; 64 is the usual network.
+    """
+    ids, x = torch.arange(batch), torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    works: dict[tuple[str, str], Callable[[], None]] = {}
+    for name, method in methods(width, steps).items():
+        works[name, "floor"] = lambda method=method: floor(method, x, steps)  # type: ignore[misc]
+        works[name, "step"] = lambda method=method: step(method, x, ids, 0)  # type: ignore[misc]
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in works}
+    kind = PRECISIONS[precision]
+    for run in range(positive_int("runs", runs) + 1):
+        for key, work in works.items():
+            began = time.perf_counter()
+            with torch.autocast("cpu", kind, enabled=kind is not torch.float32):
+                work()
+            if run:
+                times[key].append(time.perf_counter() - began)
+    rows = []
+    for name in dict(works):
+        if name[1] == "floor":
+            continue
+        took, base = times[name], times[name[0], "floor"]
+        ratios = [a / b for a, b in zip(took, base, strict=True)]
+        rows.append(
+            {
+                "method": name[0],
+                "precision": precision,
+                "seconds": {"minimum": min(took), "median": statistics.median(took)},
+                "floor": {"minimum": min(base), "median": statistics.median(base)},
+                "ratio": {"minimum": min(took) / min(base), "median": statistics.median(ratios)},
+                "images_per_second": batch / min(took),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
+    """The rows of :func:`measure` as a table."""
+    numbers = ["step, s", "floor, s", "over the floor", "in the median", "images a second"]
+    cells = [
+        [
+            row["method"],
+            row["precision"],
+            *(f"{row[key]['minimum']:.2f}" for key in ("seconds", "floor")),
+            *(f"{row['ratio'][key]:.3f}" for key in ("minimum", "median")),
+            f"{row['images_per_second']:.2f}",
+        ]
+        for row in rows
+    ]
+    return results.Table(cells, ["method", "precision", *numbers], caption=caption, numbers=numbers)
+
+
+def caption(facts: dict[str, Any]) -> str:
+    """What was measured, and where, in a sentence."""
+    machine, s = facts["hardware"], facts["settings"]
+    return (
+        f"A training step on a batch of {s['batch']} images of 3 x 32 x 32, ResNet-18 of width {s['width']}, "
+        f"{s['steps']} attack steps, {s['runs']} interleaved runs, {machine['threads']} "
+        f"thread{'' if machine['threads'] == 1 else 's'} of {machine['cpu']}, torch {facts['versions']['torch']}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, and keep the measurement if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for key, default in {"batch": 64, "runs": 3, "threads": 1, "steps": STEPS, "width": 64}.items():
+        parser.add_argument(f"--{key}", type=int, default=default)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the measurement kept in FILE, and stop")
+    args = parser.parse_args(arguments)
+    if args.show:
+        facts = json.loads(args.show.read_text(encoding="utf-8"))
+        print(table(facts["rows"], caption(facts))._repr_markdown_())
+        return
+    torch.set_num_threads(positive_int("threads", args.threads))
+    kept = keep_memory()
+    rows = [row for p in args.precisions for row in measure(p, args.batch, args.runs, args.steps, args.width)]
+    facts = {
+        "schema": 1,
+        "settings": {k: getattr(args, k) for k in ("batch", "runs", "steps", "width")} | {"memory_kept": kept},
+        "hardware": results.hardware(),
+        "versions": results.versions(),
+        "commit": results.commit(),
+        "code": code_hash(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "rows": rows,
+    }
+    shown = table(rows, caption(facts))
+    facts["table"] = {"rows": shown.rows, "columns": shown.columns, "caption": shown.caption}
+    facts["table"]["numbers"] = shown.columns[2:]
+    print(shown._repr_markdown_())
+    if args.json:
+        with atomic_write(args.json) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
