@@ -18,7 +18,7 @@ from robrep.gaussians import Gaussian, wide
 from robrep.losses import cross_entropy
 from robrep.randomness import fold, noise
 from robrep.regularizers import Attack
-from robrep.training import Examples, History, Precision, fit
+from robrep.training import Examples, History, Optimizer, Precision, fit
 
 Code = Gaussian | Tensor
 
@@ -155,6 +155,7 @@ def train_head(
     batch_size: int = 256,
     lr: float = 1e-2,
     weight_decay: float = 0.0,
+    optimizer: Optimizer = "adamw",
     attack: Attack | None = None,
     threat: Threat | None = None,
     precision: Precision = "32-true",
@@ -172,7 +173,8 @@ def train_head(
         x: images, uint8 or float in [0, 1].
         y: class indices (N,), int64.
         attack, threat: given together, the head is trained at the worst x' in the ball (adversarial head).
-        epochs, batch_size, lr, weight_decay, precision, seed, cache, progress: as in :func:`robrep.training.fit`.
+        epochs, batch_size, lr, weight_decay, optimizer, precision, seed, cache, progress: as in
+            :func:`robrep.training.fit`.
 
     Returns:
         The history of the training.
@@ -185,7 +187,7 @@ def train_head(
         missing = "threat" if threat is None else "attack"
         raise ValueError(f"{missing} is None, expected attack and threat together, or neither for a clean head")
     settings: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
-    settings |= dict(precision=precision, cache=cache, progress=progress)
+    settings |= dict(optimizer=optimizer, precision=precision, cache=cache, progress=progress)
     if attack is not None and threat is not None:
         with frozen(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
             return fit(_AdversarialHead(encoder, head, attack, threat), x, y, **settings)
