@@ -157,7 +157,7 @@ class Critic(nn.Module):
 
 
 class VectorCritic(nn.Module):
-    """Two perceptrons and a dot product, T(x, z) = <a(x), b(z)>, for vectors.
+    """Two perceptrons with linear shortcuts and a dot product, T(x, z) = <a(x), b(z)>, for vectors.
 
     Args:
         dim_x, dim_z: lengths of x and z.
@@ -174,14 +174,14 @@ class VectorCritic(nn.Module):
             hidden = [nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
             return nn.Sequential(*hidden, nn.Linear(width, units))
 
-        self.a, self.b, self.scale = (
-            net(positive_int("dim_x", dim_x)),
-            net(positive_int("dim_z", dim_z)),
-            math.sqrt(units),
-        )
+        self.a, self.b = net(positive_int("dim_x", dim_x)), net(positive_int("dim_z", dim_z))
+        self.skip_a, self.skip_b = nn.Linear(dim_x, units), nn.Linear(dim_z, units)
+        self.scale = math.sqrt(units)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return (self.a(x.flatten(1)) @ self.b(z).mT)[None] / self.scale
+        x = x.flatten(1)
+        a, b = self.a(x) + self.skip_a(x), self.b(z) + self.skip_b(z)
+        return (a @ b.mT)[None] / self.scale
 
 
 class InfoMaxHead(nn.Sequential):
