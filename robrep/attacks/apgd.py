@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, runs
+from robrep.attacks.engine import Best, Objective, Problem, replace_rows, runs
 from robrep.attacks.threats import Threat, column
 from robrep.checks import positive_int
 from robrep.randomness import fold
@@ -143,9 +143,8 @@ class APGD:
                     found.see(todo.place[new], s.x_adv[new], score[new], done[new])
                 is_done = is_done | done
             better = score > s.best_score
-            rows = better.nonzero().squeeze(1)
-            s.best[rows] = s.x_adv[rows]
-            s.best_direction[rows] = s.direction[rows]
+            replace_rows(s.best, s.x_adv, better)
+            replace_rows(s.best_direction, s.direction, better)
             s.best_score = torch.where(better, score, s.best_score)
             s.progress += score > s.last_score
             s.last_score, since = score, since + 1
@@ -153,9 +152,9 @@ class APGD:
                 stuck = ~s.halved & (s.best_at_checkpoint >= s.best_score)
                 s.halved = (s.progress <= 0.75 * since) | stuck
                 s.best_at_checkpoint, s.progress, since = s.best_score.clone(), torch.zeros_like(s.progress), 0
-                rows = s.halved.nonzero().squeeze(1)
-                s.size[rows] /= 2
-                s.x_adv[rows], s.direction[rows] = s.best[rows], s.best_direction[rows]
+                s.size = torch.where(s.halved, s.size / 2, s.size)
+                replace_rows(s.x_adv, s.best, s.halved)
+                replace_rows(s.direction, s.best_direction, s.halved)
         if not math.isfinite(total):
             raise FloatingPointError("the objective's gradient is not finite for at least one image")
         left = ~is_done
