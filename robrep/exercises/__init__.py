@@ -12,7 +12,13 @@ Answers are checked in float64 against an independent reference: the equation wr
 
 from __future__ import annotations
 
-from robrep.exercises import attacks, simclr_urkle, smooth_encoders, vae_urkle, worst_case_mi  # noqa: F401  (each registers its exercises)
+from robrep.exercises import (  # noqa: F401  (each registers its exercises)
+    attacks,
+    simclr_urkle,
+    smooth_encoders,
+    vae_urkle,
+    worst_case_mi,
+)
 from robrep.exercises.core import EXERCISES, Exercise, Verdict, Wrong, check, exercise, hint
 
 __all__ = ["EXERCISES", "Exercise", "Verdict", "Wrong", "check", "exercise", "hint"]
