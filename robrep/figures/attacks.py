@@ -31,7 +31,7 @@ from robrep.figures.base import (
     styles,
     wash,
 )
-from robrep.figures.rates import _curve, _curve_traces, _told
+from robrep.figures.rates import curve_arrays, curve_traces, in_words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -243,16 +243,16 @@ def accuracy_against_calls(
     for key in keys:
         if list(positions[key]) != names:
             raise ValueError(f"at {setting} = {key} the curves are {list(positions[key])}, expected {names}")
-    xs = np.concatenate([_curve(name, c)[0] for key in keys for name, c in positions[key].items()])
+    xs = np.concatenate([curve_arrays(name, c)[0] for key in keys for name, c in positions[key].items()])
     if log and xs.min() < 1:
         raise ValueError(f"x goes down to {xs.min():g}, expected at least 1 on a logarithmic axis")
     told = " ".join(
-        (f"At {setting} = {key}: " if setting else "") + _told(positions[key], None)
+        (f"At {setting} = {key}: " if setting else "") + in_words(positions[key], None)
         for key in dict.fromkeys([keys[0], keys[-1]])
     )
     fig = new_figure(f"Accuracy under attack against {x_title}. {told}", height=500 if setting else 420)
-    frames = {str(key): _curve_traces(positions[key], f"{x_title}:") for key in keys}
-    fig.add_traces(_curve_traces(positions[keys[0]], f"{x_title}:"))
+    frames = {str(key): curve_traces(positions[key], f"{x_title}:") for key in keys}
+    fig.add_traces(curve_traces(positions[keys[0]], f"{x_title}:"))
     if log:
         ends = np.log10([xs.min() / 1.1, xs.max() * 1.1])
         ticks = [t for k in range(7) for t in (10**k, 2 * 10**k, 5 * 10**k) if xs.min() <= t <= xs.max()]
@@ -471,7 +471,7 @@ def certified_beside_attacked(
     for key, curves in need("settings", settings).items():
         if set(curves) != {"certified", "attacked"}:
             raise ValueError(f"at {setting} = {key} the curves are {sorted(curves)}, expected certified and attacked")
-        (x, low, _, _), (x2, high, _, _) = (_curve(k, curves[k]) for k in ("certified", "attacked"))
+        (x, low, _, _), (x2, high, _, _) = (curve_arrays(k, curves[k]) for k in ("certified", "attacked"))
         if x[0] != x2[0] or x[-1] != x2[-1]:
             raise ValueError(f"at {setting} = {key} the curves span {x[0]:g} to {x[-1]:g} and {x2[0]:g} to {x2[-1]:g}, "
                              "expected the same radii")  # fmt: skip
@@ -491,8 +491,8 @@ def certified_beside_attacked(
         limit = limits.get(key)
         wall = go.Scatter(x=[limit, limit], y=[-3, 103], mode="lines", name="no vote certifies further",
                           line={"color": GREY, "dash": "dash", "width": 1.5}, hoverinfo="skip")  # fmt: skip
-        (upper,) = _curve_traces({"attacked (upper bound)": curves["attacked"]}, "radius")[1:]
-        (lower,) = _curve_traces({"certified (lower bound)": curves["certified"]}, "radius")[1:]
+        (upper,) = curve_traces({"attacked (upper bound)": curves["attacked"]}, "radius")[1:]
+        (lower,) = curve_traces({"certified (lower bound)": curves["certified"]}, "radius")[1:]
         upper.update(line={"color": VERMILION, "dash": "dash", "width": 2, "shape": "hv"})
         upper.update(marker={"color": VERMILION, "size": 8, "symbol": "square"})
         lower.update(line={"color": GREEN, "dash": "solid", "width": 2, "shape": "vh"}, mode="lines")

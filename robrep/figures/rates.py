@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def _curve(name: str, curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def curve_arrays(name: str, curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x, y, low, high of one curve; y may be rates that carry their own intervals."""
     if missing := {"x", "y"} - set(curve):
         raise ValueError(f"curve {name!r} lacks {sorted(missing)}, expected x and y, and low and high if there are any")
@@ -42,13 +42,13 @@ def _curve(name: str, curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray,
     return x, y, low, high
 
 
-def _curve_traces(curves: Mapping[str, Mapping[str, Any]], unit: str) -> list:
+def curve_traces(curves: Mapping[str, Mapping[str, Any]], unit: str) -> list:
     """For each curve a band and a line, in percent."""
     import plotly.graph_objects as go
 
     traces, look = [], styles(curves)
     for name, curve in curves.items():
-        x, y, low, high = _curve(name, curve)
+        x, y, low, high = curve_arrays(name, curve)
         color, dash, symbol = look[name]
         band = np.isfinite(low) & np.isfinite(high)
         traces.append(
@@ -81,11 +81,11 @@ def _curve_traces(curves: Mapping[str, Mapping[str, Any]], unit: str) -> list:
     return traces
 
 
-def _told(curves: Mapping[str, Mapping[str, Any]], marked: float | None) -> str:
+def in_words(curves: Mapping[str, Mapping[str, Any]], marked: float | None) -> str:
     """Each curve at its ends and, if one is marked, at the tested value closest to it."""
     parts = []
     for name, curve in curves.items():
-        x, y, _, _ = _curve(name, curve)
+        x, y, _, _ = curve_arrays(name, curve)
         at = {0, len(x) - 1} | (set() if marked is None else {int(np.abs(x - marked).argmin())})
         parts.append(f"{name}: " + ", ".join(f"{percent(y[i])} at {x[i]:.3g}" for i in sorted(at)))
     return "; ".join(parts) + "."
@@ -120,11 +120,11 @@ def accuracy_against_radius(
     Raises:
         ValueError: no curve, or lengths that differ.
     """
-    xs = np.concatenate([_curve(name, c)[0] for name, c in need("curves", curves).items()])
+    xs = np.concatenate([curve_arrays(name, c)[0] for name, c in need("curves", curves).items()])
     fig = new_figure(
-        f"Accuracy against {x_title}, one line for each method. {_told(curves, marked_radius)}", height=420
+        f"Accuracy against {x_title}, one line for each method. {in_words(curves, marked_radius)}", height=420
     )
-    fig.add_traces(_curve_traces(curves, "ε ="))
+    fig.add_traces(curve_traces(curves, "ε ="))
     _accuracy_axes(fig, xs, x_title, marked_radius, chance)
     return fig
 
@@ -156,14 +156,14 @@ def accuracy_slider(
         if list(settings[key]) != list(settings[keys[0]]):
             raise ValueError(f"at {setting} = {key} the curves are {list(settings[key])}, "
                              f"expected {list(settings[keys[0]])} as at {keys[0]}")  # fmt: skip
-    xs = np.concatenate([_curve(name, c)[0] for key in keys for name, c in settings[key].items()])
+    xs = np.concatenate([curve_arrays(name, c)[0] for key in keys for name, c in settings[key].items()])
     told = " ".join(
-        f"At {setting} = {key}: {_told(settings[key], marked_radius)}" for key in dict.fromkeys([keys[0], keys[-1]])
+        f"At {setting} = {key}: {in_words(settings[key], marked_radius)}" for key in dict.fromkeys([keys[0], keys[-1]])
     )
     alt = f"Accuracy against {x_title}; the slider moves {setting} over {len(keys)} values. {told}"
     fig = new_figure(alt, height=500)
-    frames = {str(key): _curve_traces(settings[key], "ε =") for key in keys}
-    fig.add_traces(_curve_traces(settings[keys[start]], "ε ="))
+    frames = {str(key): curve_traces(settings[key], "ε =") for key in keys}
+    fig.add_traces(curve_traces(settings[keys[start]], "ε ="))
     _accuracy_axes(fig, xs, x_title, marked_radius, chance)
     add_slider(fig, frames, range(len(fig.data)), f"{setting} = ", start % len(keys))
     return fig
