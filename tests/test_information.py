@@ -264,6 +264,19 @@ def test_critic_scores_pairs() -> None:
             assert scores[place, i, j].item() == pytest.approx(float(a @ b[j]), rel=1e-4, abs=1e-5)
 
 
+def test_copies_are_independent_critics() -> None:
+    torch.manual_seed(0)
+    x, z = torch.randn(2, 6, 3, 2).unbind(0)
+    many, one = VectorCritic(2, 2, units=4, width=8, copies=3), VectorCritic(2, 2, units=4, width=8)
+    with torch.no_grad():
+        scores = many(x, z)
+        for k in range(3):
+            one.load_state_dict({key: value[k : k + 1] for key, value in many.state_dict().items()})
+            assert torch.allclose(one(x[:, k], z[:, k])[0], scores[k], atol=1e-6)
+    grads = torch.autograd.grad(many(x, z)[1].sum(), list(many.parameters()))
+    assert all(not g[0].any() and not g[2].any() for g in grads) and any(g[1].any() for g in grads)
+
+
 # --- methods --------------------------------------------------------------------------------------------------------
 
 
