@@ -20,10 +20,11 @@ def vectors(n: int, size: int) -> torch.Tensor:
 
 def test_contrast_matrix() -> None:
     z = vectors(4, 3)
-    fig = figures.contrast_matrix(z @ z.T, ["x1", "x2", "x1'", "x2'"], ["a", "b", "c"])
+    fig = figures.contrast_matrix(z @ z.T, ["x1", "x2", "x1'", "x2'"], ["a", "b", "a"])
     shown = {f.name: np.array(f.data[0].z, dtype=float) for f in fig.frames}
     counts = {name: int(np.isfinite(m).sum()) for name, m in shown.items()}
     assert counts == {"all": 144, "positives": 12 * 3, "denominator": 12 * 11, "negatives only": 12 * 8}
+    assert fig.data[0].x is None, "two images of one name keep a row each"
     c = (z @ z.T).numpy()
     for m in shown.values():
         assert np.allclose(m[np.isfinite(m)], c[np.isfinite(m)], atol=1e-3)

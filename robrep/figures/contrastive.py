@@ -53,13 +53,12 @@ def contrast_matrix(cosines: Any, views: Sequence[str], images: Sequence[str]) -
 
     fig.add_trace(
         go.Heatmap(
-            x=names,
-            y=names,
+            text=[[f"{row}<br>{column}" for column in names] for row in names],  # names may repeat, so no categories
             zmin=-1,
             zmax=1,
             colorscale="RdBu",
             reversescale=True,
-            hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
+            hovertemplate="%{text}<br>cosine %{z:.2f}<extra></extra>",
             colorbar={"title": {"text": "cosine"}, "thickness": 12},
         )
     )
