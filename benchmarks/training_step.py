@@ -6,6 +6,10 @@ the images; and one forward and full backward pass over all views together. The 
 noise, computes the losses and moves the images. The optimizer is in neither. Steps and floors take turns, and shown are
 the ratio of the shortest times and the median of the ratios run by run.
 
+It also starts the training at the settings of the chapter's scale ``full``, but for the batch: a few steps with LARS on
+CIFAR-10 (random images if it is not on this machine), whose losses are kept, and the memory that one image's view holds
+for the backward pass.
+
 ``--json FILE`` keeps the measurement, and ``--show FILE`` prints one that was kept.
 """
 
@@ -24,14 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robrep import results
+from robrep import data, results
 from robrep.attacks import PGD, Linf, attack_mode
 from robrep.augmentations import simclr_augmentation
 from robrep.checks import positive_int
 from robrep.encoders import Projector, ResNetEncoder
-from robrep.files import atomic_write, code_hash
+from robrep.files import atomic_write, cache_root, code_hash
 from robrep.gaussians import Gaussian
 from robrep.methods import RoCL, SimCLRUrkle
+from robrep.training import make_optimizer
 
 EPS, STEPS, STEP = 8 / 255, 7, 0.007
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -130,6 +135,44 @@ def measure(precision: str, batch: int, runs: int, steps: int = STEPS, width: in
     return rows
 
 
+def start(batch: int, steps: int, attack_steps: int, width: int, precision: str = "bf16") -> dict[str, Any]:
+    """The losses of the first steps of each method with the optimizer and the rate of the scale ``full``."""
+    x, what = torch.rand(batch * steps, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "random images"
+    if (cache_root() / "cifar10.npz").exists():
+        x, what = data.load("cifar10").images("train", slice(0, batch * steps)), "CIFAR-10"
+    losses: dict[str, list[float]] = {}
+    for name, method in methods(width, attack_steps).items():
+        optimizer, losses[name] = make_optimizer("lars-all", method.parameters(), lr=1.2, weight_decay=1e-6), []
+        for number, ids in enumerate(torch.arange(len(x)).split(batch)):
+            with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
+                terms = method(x[ids], ids, ids, number)
+            loss = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses[name].append(loss.item())
+    return {"images": what, "batch": batch, "precision": precision, "losses": losses}
+
+
+def kept_for_backward(width: int, precision: str) -> float:
+    """Megabytes that a forward pass in training mode keeps for one view, the weights and their copies aside."""
+    method, totals = methods(width, 1)["SimCLR + Urkle"], []
+    for batch in (8, 16):
+        held: dict[int, Tensor] = {}
+
+        def pack(t: Tensor, held: dict[int, Tensor] = held) -> Tensor:
+            held[t.untyped_storage().data_ptr()] = t
+            return t
+
+        x = torch.zeros(batch, 3, 32, 32)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+        with hooks, torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
+            out: Any = method.projector(method.encoder(x).mean)  # type: ignore[operator,union-attr]
+        totals.append(sum(t.untyped_storage().nbytes() for t in held.values()))
+        del out
+    return (totals[1] - totals[0]) / 8e6
+
+
 def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
     """The rows of :func:`measure` as a table."""
     numbers = ["step, s", "floor, s", "over the floor", "in the median", "images a second"]
@@ -159,7 +202,7 @@ def caption(facts: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, and keep the measurement if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for key, default in {"batch": 64, "runs": 3, "threads": 1, "steps": STEPS, "width": 64}.items():
+    for key, default in {"batch": 64, "runs": 3, "threads": 1, "steps": STEPS, "width": 64, "start": 2}.items():
         parser.add_argument(f"--{key}", type=int, default=default)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
@@ -181,6 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
         "code": code_hash(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "rows": rows,
+        "start": start(args.batch, args.start, args.steps, args.width) if args.start else None,
+        "megabytes_kept": {p: kept_for_backward(args.width, p) for p in PRECISIONS},
     }
     shown = table(rows, caption(facts))
     facts["table"] = {"rows": shown.rows, "columns": shown.columns, "caption": shown.caption}

@@ -55,5 +55,7 @@ def test_what_is_kept_is_what_is_printed(
     for row in facts["rows"]:
         assert row["ratio"]["minimum"] == pytest.approx(row["seconds"]["minimum"] / row["floor"]["minimum"])
         assert row["images_per_second"] == pytest.approx(2 / row["seconds"]["minimum"])
+    assert all(len(v) == 2 and all(0 < x < 10 for x in v) for v in facts["start"]["losses"].values())
+    assert 0 < facts["megabytes_kept"]["bf16"] < facts["megabytes_kept"]["fp32"]
     benchmark.main(["--show", str(file)])
     assert capsys.readouterr().out == printed and "ResNet-18 of width 4" in printed
