@@ -221,25 +221,16 @@ def fit(
             if devices:
                 torch.cuda.manual_seed(fold(epoch_seed, "global", fabric.global_rank))
             order = permutation(epoch_seed, n)[: per_epoch * batch_size]
-            sums: dict[str, Tensor] = {}
             method.train()
-            for i, ids in enumerate(order.split(batch_size)):
-                step = epoch * per_epoch + i
+            batches = (ids[fabric.global_rank :: fabric.world_size] for ids in order.split(batch_size))
+            sums: dict[str, Tensor] = {}
+            for step, ids in enumerate(batches, start=epoch * per_epoch):
                 rate = lr * learning_rate(step, steps, warmup, schedule)
-                for group in updater.param_groups:
-                    group["lr"] = rate
-                ids = ids[fabric.global_rank :: fabric.world_size].to(fabric.device)
-                inputs = x[ids if isinstance(x, Tensor) else ids.cpu()]
-                inputs = as_float(inputs) if inputs.dtype == torch.uint8 else inputs
-                terms = step_of(inputs.to(fabric.device), y[ids], ids, epoch_seed)
-                loss = torch.stack(list(terms.values())).sum()
-                updater.zero_grad(set_to_none=True)
-                fabric.backward(loss)
-                updater.step()
+                terms = _step(step_of, updater, fabric, x, y, ids.to(fabric.device), epoch_seed, rate)
                 if after_step is not None:
                     after_step(step, steps)
-                for name, term in ({"loss": loss} | terms).items():
-                    sums[name] = sums.get(name, 0) + term.detach()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0) + term
             means = {name: fabric.all_reduce(total / per_epoch).item() for name, total in sums.items()}
             if not math.isfinite(means["loss"]):
                 raise FloatingPointError(f"the loss is {means['loss']} in epoch {epoch + 1}; terms: {means}")
@@ -260,6 +251,29 @@ def fit(
             bar.update(1, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
     method.eval()
     return history
+
+
+def _step(
+    method: Callable[..., dict[str, Tensor]],
+    updater: Any,
+    fabric: Any,
+    x: Examples,
+    y: Tensor,
+    ids: Tensor,
+    seed: int,
+    rate: float,
+) -> dict[str, Tensor]:
+    """One step of gradient descent on the examples ``ids``: the loss terms before it, and their sum ``loss``."""
+    for group in updater.param_groups:
+        group["lr"] = rate
+    inputs = x[ids if isinstance(x, Tensor) else ids.cpu()]
+    inputs = as_float(inputs) if inputs.dtype == torch.uint8 else inputs
+    terms = method(inputs.to(fabric.device), y[ids], ids, seed)
+    loss = torch.stack(list(terms.values())).sum()
+    updater.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    updater.step()
+    return {name: term.detach() for name, term in ({"loss": loss} | terms).items()}
 
 
 def describe(method: nn.Module) -> dict[str, Any]:
