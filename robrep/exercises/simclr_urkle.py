@@ -20,15 +20,15 @@ def _variants(views: list[Tensor], tau: float) -> tuple[Tensor, list[tuple[Tenso
     n, z = len(views), [F.normalize(v, dim=1) for v in views]
     scores = torch.stack([torch.stack([a @ b.T for b in z]) for a in z]) / tau  # view, view, image, image
     truth = nt_xent(views, tau)
-    positive = torch.stack([sum(scores[v, w].diagonal() for w in range(n) if w != v) / (n - 1) for v in range(n)]).mean(
-        0
-    )
+    others = [[w for w in range(n) if w != v] for v in range(n)]
+    own = torch.arange(len(views[0]))
+    positive = torch.stack([scores[v, others[v]][:, own, own].mean(0) for v in range(n)]).mean(0)
     everything = torch.stack([torch.cat(list(scores[v]), 1).logsumexp(1) for v in range(n)]).mean(0)
     raw = torch.stack([torch.stack([a @ b.T for b in views]) for a in views]) / tau
-    own = torch.eye(len(views[0]), dtype=torch.bool)
-    out = [torch.cat([raw[v, w].masked_fill(own & (v == w), -torch.inf) for w in range(n)], 1) for v in range(n)]
-    lengths = torch.stack([sum(o.logsumexp(1) - raw[v, w].diagonal() for w in range(n) if w != v) / (n - 1)
-                           for v, o in enumerate(out)]).mean(0)  # fmt: skip
+    for v in range(n):
+        raw[v, v, own, own] = -torch.inf
+    below = torch.stack([torch.cat(list(raw[v]), 1).logsumexp(1) for v in range(n)])
+    lengths = (below - torch.stack([raw[v, others[v]][:, own, own].mean(0) for v in range(n)])).mean(0)
     mistakes = [
         (everything - positive, "the anchor is compared with itself, too: leave that one entry out of the sum."),
         (nt_xent(views, tau, denominator="negatives_only"), "the positives belong into the denominator here."),
