@@ -283,7 +283,7 @@ def test_frozen_parameters_are_left_alone() -> None:
         ({"lr": "1"}, TypeError, "lr is '1'"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
         ({"warmup_epochs": -1}, ValueError, "warmup_epochs is -1"),
-        ({"optimizer": "adam"}, ValueError, r"optimizer is 'adam', expected one of 'adamw', 'sgd', 'lars', 'lars-all' \(did you mean"),
+        ({"optimizer": "adam"}, ValueError, r"optimizer is 'adam', expected one of 'adamw', .*\(did you mean"),
         ({"schedule": "linear"}, ValueError, "schedule is 'linear', expected one of 'cosine', 'constant'"),
         ({"precision": "bf16"}, ValueError, "precision is 'bf16', expected one of 'auto', '32-true'"),
         ({"precision": "64-true"}, ValueError, "precision is '64-true'"),
