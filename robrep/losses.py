@@ -17,6 +17,14 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
     return (wide(a) - wide(b)).square().flatten(1).sum(1)
 
 
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """2 - 2 cos(a, b) = || a / |a| - b / |b| ||_2^2, in 0 ... 4; shapes (N, D), result (N,).
+
+    Source: Grill et al. 2020, eq. 2.
+    """
+    return 2 - 2 * F.cosine_similarity(wide(a), wide(b), dim=1)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log softmax(logits)[y] for each example; shapes (N, C) and (N,), result (N,).
 

@@ -38,7 +38,7 @@ ORDER = [
     {"vulnerability"},
     {"suites"},
     {"evaluation"},
-    {"early_stopping"},
+    {"early_stopping", "probes"},
     {"smoothing"},
     {"audit"},
     {"results"},

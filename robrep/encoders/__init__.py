@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robrep.encoders.infomax import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
+from robrep.encoders.preact import ConvNormEncoder, NormMLP, PreActResNet
 from robrep.encoders.resnets import Projector, ResNetEncoder
 from robrep.encoders.small import (
     ConvDecoder,
@@ -21,6 +22,7 @@ from robrep.encoders.small import (
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "ConvNormEncoder",
     "Critic",
     "FlatConvEncoder",
     "InfoMaxEncoder",
@@ -29,7 +31,9 @@ __all__ = [
     "MLPEncoder",
     "MLPHead",
     "MeanCode",
+    "NormMLP",
     "PooledConv",
+    "PreActResNet",
     "Projector",
     "ResNetEncoder",
     "VectorCritic",

@@ -7,12 +7,15 @@ Images come in [0, 1], labels are ignored by methods that need none, and all ran
 from __future__ import annotations
 
 from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
+from robrep.methods.byol import BYOL, BYORL, ema_rate, pseudo_labels
 from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Supervised, Terms
 
 __all__ = [
     "AETRADES",
+    "BYOL",
+    "BYORL",
     "TRADES",
     "VAE",
     "AdversarialTraining",
@@ -26,5 +29,7 @@ __all__ = [
     "Terms",
     "VAEUrkle",
     "WorstCaseInfoMax",
+    "ema_rate",
     "information_attack",
+    "pseudo_labels",
 ]

@@ -1,0 +1,163 @@
+"""Bootstrapped codes, plain and robust: BYOL, BYORL, and the pseudo-labels of their supervised rival, UAT-FT."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robrep.attacks import Threat, attack_mode
+from robrep.augmentations import Augmentation
+from robrep.data import as_float
+from robrep.losses import cosine_distance
+from robrep.methods.supervised import Terms
+from robrep.randomness import fold
+from robrep.regularizers import Attack
+
+
+def ema_rate(step: int, steps: int, base: float = 0.996) -> float:
+    """tau after ``step`` of ``steps``: from ``base`` at the first step to 1 at the end, along half a cosine.
+
+    Source: Grill et al. 2020, 1 - (1 - base) (cos(pi k / K) + 1) / 2.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+class BYOL(nn.Module):
+    """Predict, from one view of an image, the target network's projection of the other (Grill et al. 2020).
+
+    The target is a slow copy of the online encoder and projector: no gradient, parameters that follow the online ones
+    as an exponential moving average (``after_step``), batch statistics of its own. Evaluate the *online* encoder.
+
+    Args:
+        encoder: images to codes (N, D); deterministic.
+        projector: codes to projections (N, P).
+        predictor: projections to predictions (N, P); ``nn.Identity()`` leaves it out, and the codes may collapse.
+        augment: ``augment(x, ids, seed)``, see :mod:`robrep.augmentations`.
+        base_rate: tau of the moving average at the first step, in 0 ... 1; see :func:`ema_rate`.
+
+    Raises:
+        ValueError: ``base_rate`` is not in 0 ... 1.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module,
+        augment: Augmentation,
+        *,
+        base_rate: float = 0.996,
+    ) -> None:
+        super().__init__()
+        if not 0 <= base_rate <= 1:
+            raise ValueError(f"base_rate is {base_rate}, expected a number in 0 ... 1")
+        self.encoder, self.projector, self.predictor, self.augment = encoder, projector, predictor, augment
+        self.base_rate = base_rate
+        self.target = copy.deepcopy(nn.Sequential(encoder, projector)).requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        v_1, v_2 = self.views(x, ids, seed)
+        z_1, z_2 = self.project(v_1), self.project(v_2)
+        return {"byol": (self.distance(v_1, z_2) + self.distance(v_2, z_1)).mean()}
+
+    def views(self, x: Tensor, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Two views of each image, each of the shape of ``x``."""
+        seed = fold(seed, "views")
+        return self.augment(x, 2 * ids, seed), self.augment(x, 2 * ids + 1, seed)
+
+    def predict(self, v: Tensor) -> Tensor:
+        """q(g(f(v))) of the online network, (N, P)."""
+        return self.predictor(self.projector(self.encoder(v)))
+
+    @torch.no_grad()
+    def project(self, v: Tensor) -> Tensor:
+        """g(f(v)) of the target network, (N, P), without a gradient."""
+        return self.target(v)
+
+    def distance(self, v: Tensor, z: Tensor) -> Tensor:
+        """2 - 2 cos of the prediction at the view ``v`` and the target's projection ``z``; (N,), in 0 ... 4."""
+        return cosine_distance(self.predict(v), z)
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Move the target's parameters by 1 - tau towards the online ones; batch statistics stay its own."""
+        tau = ema_rate(step, steps, self.base_rate)
+        online = nn.Sequential(self.encoder, self.projector)
+        for xi, theta in zip(self.target.parameters(), online.parameters(), strict=True):
+            xi.lerp_(theta.to(xi), 1 - tau)
+
+
+class BYORL(BYOL):
+    """BYOL whose online network meets the worst image in the ball around each view (Gowal et al. 2021, eq. 5 and 7).
+
+    The search goes through the online network alone, the target's projection being fixed; batch norm uses the
+    batch's statistics meanwhile and updates none. It *lowers* the cosine, that is, it raises the loss: eq. 6 prints
+    a step that raises the cosine.
+
+    Args:
+        encoder, projector, predictor, augment, base_rate: as for :class:`BYOL`.
+        attack, threat: how and where the worst image is searched: ``PGD`` or ``APGD`` with a random start, for in the
+            middle of a ball where two views agree the gradient is noise.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module,
+        augment: Augmentation,
+        attack: Attack,
+        threat: Threat,
+        *,
+        base_rate: float = 0.996,
+    ) -> None:
+        super().__init__(encoder, projector, predictor, augment, base_rate=base_rate)
+        self.attack, self.threat = attack, threat
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        v_1, v_2 = self.views(x, ids, seed)
+        z_1, z_2 = self.project(v_1), self.project(v_2)
+        v_1, v_2 = self.adversary(v_1, z_2, 2 * ids, seed), self.adversary(v_2, z_1, 2 * ids + 1, seed)
+        return {"byorl": (self.distance(v_1, z_2) + self.distance(v_2, z_1)).mean()}
+
+    def adversary(self, v: Tensor, z: Tensor, ids: Tensor, seed: int) -> Tensor:
+        """The image in A(v) whose prediction disagrees most with the target ``z`` of the other view; like ``v``."""
+        with attack_mode(self.encoder, self.projector, self.predictor, batch_norm="batch"):
+            return self.attack(self.distance, v, self.threat, z, ids=ids, seed=seed)
+
+
+@torch.no_grad()
+def pseudo_labels(classifier: nn.Module, x: Any, y: Tensor, labelled: Tensor, *, batch_size: int = 500) -> Tensor:
+    """The labels of ``labelled`` images, and for all others what ``classifier`` makes of them; int64, (N,).
+
+    UAT-FT, unsupervised adversarial training with fixed targets, then trains adversarially on all images. With every
+    image labelled that is plain adversarial training.
+
+    Args:
+        classifier: images to logits, seen in evaluation mode.
+        x: images, uint8 or float in [0, 1], N x C x H x W.
+        y: labels (N,); those of images that are not in ``labelled`` are not looked at.
+        labelled: indices of the images whose labels may be used, int64.
+        batch_size: images in a pass.
+
+    Raises:
+        ValueError: an index out of range.
+
+    Source: Uesato et al. 2019.
+    """
+    if len(labelled) and (labelled.min() < 0 or labelled.max() >= len(y)):
+        raise ValueError(f"labelled runs from {labelled.min()} to {labelled.max()}, expected 0 ... {len(y) - 1}")
+    device = next(classifier.parameters()).device
+    given = []
+    with attack_mode(classifier):
+        for ids in torch.arange(len(x)).split(batch_size):
+            batch = x[ids]
+            batch = as_float(batch) if batch.dtype == torch.uint8 else batch
+            given.append(classifier(batch.to(device)).argmax(1).cpu())
+    labels = torch.cat(given)
+    labels[labelled] = y[labelled].cpu()
+    return labels
