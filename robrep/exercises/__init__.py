@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from robrep.exercises import (  # noqa: F401  (each registers its exercises)
     attacks,
+    byorl,
     simclr_urkle,
     smooth_encoders,
     vae_urkle,

@@ -25,6 +25,7 @@ from robrep.figures.attacks import (
 )
 from robrep.figures.auditing import audit_figure
 from robrep.figures.base import PALETTE, Style, styles
+from robrep.figures.byorl import panels
 from robrep.figures.contrastive import code_moves, contrast_matrix, watched_training
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
 from robrep.figures.information import (
@@ -79,6 +80,7 @@ __all__ = [
     "mask_slider",
     "objective_line",
     "objective_surface",
+    "panels",
     "perturbation",
     "plane",
     "released_slip",
