@@ -71,6 +71,47 @@ def nt_xent(
     return (compared - positive).mean(0)
 
 
+def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float = 0.5) -> Tensor:
+    r"""CRoPD's contrastive loss of images and their adversaries; one value for each image, shape (N,).
+
+    .. math:: -\frac{\mathrm{sim}(p_i', p_i)}{\tau} + \ln \sum_{v \in N_i} e^{\mathrm{sim}(p_i, v)/\tau}
+
+    with the cosine similarity sim, p_i the vector of image i, p_i' that of its adversary, and N_i the clean and the
+    adversarial vectors of all other images. Unlike NT-Xent the anchor of the sum is the clean vector alone, and the
+    positive is not part of the sum: a loss below 0 is possible. Where several processes train together, N_i holds the
+    vectors of all, as in :func:`nt_xent`.
+
+    Args:
+        clean: vectors of the images, (N, D); computed in float32 or wider.
+        adversarial: vectors of their adversaries, row by row, (N, D).
+        temperature: tau, above 0. The paper does not give its own.
+
+    Raises:
+        ValueError: shapes that differ, fewer than two images, or a temperature that is not above 0.
+
+    Source: Liu et al. 2025, eq. 1 and below; one parenthesis of its appendix is misplaced, tau divides the similarity.
+    """
+    if not nonnegative("temperature", temperature):
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    if clean.ndim != 2 or clean.shape != adversarial.shape:
+        came = f"{tuple(clean.shape)} and {tuple(adversarial.shape)}"
+        raise ValueError(f"clean and adversarial have shapes {came}, expected one shape (N, D)")
+    with torch.autocast(clean.device.type, enabled=False):
+        pair = F.normalize(torch.stack([wide(clean), wide(adversarial)]), dim=2)  # 2 x N x D
+        keys, first = _gathered(pair)
+        size, total = len(clean), keys.shape[1]
+        if total < 2:
+            raise ValueError(
+                f"clean holds {total} image, expected at least two: there is nothing to be told apart from"
+            )
+        scores = (pair[0] @ keys.flatten(0, 1).T / temperature).view(size, 2, total)
+        positive = (pair[0] * pair[1]).sum(1) / temperature
+    row = torch.arange(size, device=scores.device)
+    own = torch.zeros(size, total, dtype=torch.bool, device=scores.device)
+    own[row, first + row] = True
+    return scores.masked_fill(own[:, None], -torch.inf).flatten(1).logsumexp(1) - positive
+
+
 def _gathered(anchors: Tensor) -> tuple[Tensor, int]:
     """The vectors of all processes, n x M x D, with gradients, and the place of this process's first image."""
     import torch.distributed as dist

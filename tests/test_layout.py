@@ -31,6 +31,7 @@ ORDER = [
     {"attacks"},
     {"objectives"},
     {"encoders"},
+    {"foundation"},
     {"regularizers"},
     {"methods"},
     {"training"},

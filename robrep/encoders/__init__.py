@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robrep.encoders.infomax import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
+from robrep.encoders.mae import MAE_SETTINGS, Halves, LatentCode, MaskedAutoEncoder
 from robrep.encoders.preact import ConvNormEncoder, NormMLP, PreActResNet
 from robrep.encoders.resnets import Projector, ResNetEncoder
 from robrep.encoders.small import (
@@ -20,16 +21,20 @@ from robrep.encoders.small import (
 )
 
 __all__ = [
+    "MAE_SETTINGS",
     "ConvDecoder",
     "ConvEncoder",
     "ConvNormEncoder",
     "Critic",
     "FlatConvEncoder",
+    "Halves",
     "InfoMaxEncoder",
     "InfoMaxHead",
+    "LatentCode",
     "MLPDecoder",
     "MLPEncoder",
     "MLPHead",
+    "MaskedAutoEncoder",
     "MeanCode",
     "NormMLP",
     "PooledConv",

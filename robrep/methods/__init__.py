@@ -9,18 +9,23 @@ from __future__ import annotations
 from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
 from robrep.methods.byol import BYOL, BYORL, ema_rate, pseudo_labels
 from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
+from robrep.methods.cropd import ARAE, CRoPD, MaskedPretraining, MixedHead, VanillaAutoEncoder, pixel_error
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Supervised, Terms
 
 __all__ = [
     "AETRADES",
+    "ARAE",
     "BYOL",
     "BYORL",
     "TRADES",
     "VAE",
     "AdversarialTraining",
+    "CRoPD",
     "GaussianVAE",
     "InfoMax",
+    "MaskedPretraining",
+    "MixedHead",
     "RoCL",
     "SimCLR",
     "SimCLRUrkle",
@@ -28,8 +33,10 @@ __all__ = [
     "Supervised",
     "Terms",
     "VAEUrkle",
+    "VanillaAutoEncoder",
     "WorstCaseInfoMax",
     "ema_rate",
     "information_attack",
+    "pixel_error",
     "pseudo_labels",
 ]
