@@ -139,7 +139,7 @@ def _check_fano(answer: Any) -> None:
     "worst_case_mi.ceiling",
     "an encoder that gives every image another code, and a data set of m images, each equally likely.",
     "x is then a function of z, so I(x; z) = H(x) = ln m.",
-    learned="The estimate of about one nat says what a critic finds, not what the code holds.",
+    learned="An estimate below this says what a critic finds, not what the code holds.",
 )
 def _check_ceiling(answer: Any) -> None:
     """answer: I(x; g(x)) in nats for 500 equally likely images with 500 different codes."""
