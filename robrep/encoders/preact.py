@@ -53,8 +53,9 @@ class PreActResNet(nn.Module):
             norm_layer=BatchNormAct2d,
             conv_layer=create_conv2d,
         )
-        self.features.stem = nn.Conv2d(channels, base * width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.features.stem.weight, mode="fan_out", nonlinearity="relu")
+        stem = nn.Conv2d(channels, base * width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.features.stem = nn.Sequential(stem)
         self.dim = base * 2 ** (len(blocks) - 1) * width
 
     def forward(self, x: Tensor) -> Tensor:
