@@ -137,13 +137,13 @@ class MaskedAutoEncoder(nn.Module):
         self.white_places: Tensor
         self.black_places: Tensor
         white, black = checkerboard(*self.grid)
-        for name, value in {
+        for name, buffer in {
             "white": white,
             "black": black,
             "white_places": places(white, black),
             "black_places": places(black, white),
         }.items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, buffer, persistent=False)
 
     @classmethod
     def named(
