@@ -13,8 +13,8 @@ from robrep.losses import cosine_distance
 from robrep.methods import ema_rate
 
 
-def adversary(predict, v, z, eps, steps, sign=1, start=True, ball=True, box=True, detach=True):
-    v_adv = (v + eps * (2 * torch.rand_like(v) - 1)).clamp(0, 1) if start else v.clone()
+def adversary(predict, v, z, eps, steps, sign=1, ball=True, box=True, detach=True):
+    v_adv = (v + eps * (2 * torch.rand_like(v) - 1)).clamp(0, 1)
     for _ in range(steps):
         v_adv.requires_grad_()
         (slope,) = torch.autograd.grad((2 - 2 * F.cosine_similarity(predict(v_adv), z)).sum(), v_adv)
@@ -54,7 +54,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("target", lambda xi, theta, tau: [tau * x + (1 - tau) * t for x, t in zip(xi, theta, strict=True)], "detach"),
     ("target", lambda xi, theta, tau: xi, "did not move"),
     ("adversary", lambda *a: adversary(*a, sign=-1), "as eq. 6 is printed"),
-    ("adversary", lambda *a: adversary(*a, start=False), "no slope"),
+    ("adversary", lambda p, v, z, eps, n: adversary(p, v, z, eps / 20, n), "where the last one ended"),
     ("adversary", lambda *a: adversary(*a, ball=False), "project back"),
     ("adversary", lambda *a: adversary(*a, box=False), "left [0, 1]"),
     ("adversary", lambda *a: adversary(*a, detach=False), "detach"),

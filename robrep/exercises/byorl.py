@@ -123,9 +123,7 @@ def _check_adversary(answer: Any) -> None:
         if reached < clean:
             raise Wrong(seen, "this raises the cosine, as eq. 6 is printed: go the other way.")
         if reached <= max(clean, luck) * 1.1:
-            hint = "start at a random point of the ball: at v itself there is no slope." if z.equal(predict(v)) else (
-                "take every step from where the last one ended.")  # fmt: skip
-            raise Wrong(seen, hint)
+            raise Wrong(seen, "take every step from where the last one ended.")
 
 
 @exercise(
