@@ -1,0 +1,102 @@
+"""What the chapter on BYORL claims, read from the records behind it: the live run and the committed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robrep import results
+
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.5, 1)
+
+
+@pytest.fixture
+def recorded(root: Path) -> Path:
+    return root / "book" / "results"
+
+
+def run(row: str, seed: int, folder: Path, variant: str = "") -> results.Run:
+    return results.load_run("byorl", results.run_name("demo", "digits", row, seed, variant), folder=folder)
+
+
+def main_runs(folder: Path, row: str) -> list[results.Run]:
+    return results.runs("byorl", scale="demo", dataset="digits", row=row, variant="", folder=folder)
+
+
+def check_gap(byol: results.Run, byorl: results.Run) -> None:
+    assert byol.settings == byorl.settings and byol.settings["eps"] == 0.1
+    assert byol["robust"].attack == byorl["robust"].attack
+    assert byol["robust"].n == byorl["robust"].n == 500
+    assert byorl["robust"].value - byol["robust"].value >= 0.20
+    assert byorl["robust"].low > byol["robust"].high, "the intervals touch"
+
+
+def check_attacks(one: results.Run) -> None:
+    assert one["robust_radius_1"].low <= 0.1, "at radius 1 any image may become any other"
+    assert one["robust_suite"].value <= one["robust_few"].value
+    assert one["robust"].value <= one["clean"].value
+
+
+def check_not_collapsed(one: results.Run) -> None:
+    assert one["clean"].value >= 0.75 and one["rank"].value >= 4 and one["spread"].value >= 0.02
+
+
+@pytest.mark.book
+def test_live_demo_run(demo_results: Path) -> None:
+    live = {row: run(row, 0, demo_results) for row in ("byol", "byorl")}
+    check_gap(live["byol"], live["byorl"])
+    for one in live.values():
+        check_attacks(one)
+        check_not_collapsed(one)
+
+
+def test_recorded_runs(recorded: Path) -> None:
+    pairs = list(zip(main_runs(recorded, "byol"), main_runs(recorded, "byorl"), strict=True))
+    assert [a.seed for a, _ in pairs] == [b.seed for _, b in pairs] == list(range(len(pairs)))
+    assert len(pairs) >= 3
+    for byol, byorl in pairs:
+        check_gap(byol, byorl)
+        for one in (byol, byorl):
+            check_attacks(one)
+            check_not_collapsed(one)
+
+
+def test_an_adversarial_head_does_not_rescue_byol(recorded: Path) -> None:
+    for byol, byorl in zip(main_runs(recorded, "byol"), main_runs(recorded, "byorl"), strict=True):
+        assert byol["robust_1"].value < byorl["robust"].value - 0.10
+
+
+def test_few_labels_are_enough_for_some_robustness(recorded: Path) -> None:
+    """With a tenth of the labels BYORL keeps more than BYOL with all of them."""
+    for byol, byorl in zip(main_runs(recorded, "byol"), main_runs(recorded, "byorl"), strict=True):
+        assert all(0 <= byorl[f"robust_{share}"].value <= byorl[f"clean_{share}"].value <= 1 for share in SHARES)
+        assert byorl["robust_0.1"].value > byol["robust_1"].value
+
+
+def test_without_a_predictor_it_collapses(recorded: Path) -> None:
+    """The loss is all but zero, the projections point one way, and nothing more is learnt."""
+    plain = run("byol", 0, recorded)
+    for variant in ("predictor=False", "predictor=False-base_rate=0.0"):
+        fallen = run("byol", 0, recorded, variant)
+        assert fallen.curves["training_byol"]["y"][-1] < 0.02 < plain.curves["training_byol"]["y"][-1]
+        assert fallen["spread_projections"].value < 0.05
+        assert fallen["clean"].high < plain["clean"].low
+
+
+def test_published_numbers_are_not_answered_by_demo_runs() -> None:
+    values = [v for table in "123456" for v in results.published("gowal2021", table=table)]
+    assert len(values) == 92
+    assert all(results.ours(v) is None for v in values)
+
+
+def test_conflicts_of_the_print_are_noted() -> None:
+    told = {(v.table, v.row, v.column): v for t in "1346" for v in results.published("gowal2021", table=t)}
+    pairs = [
+        (("1", "BYORL, linf", "STL-10 / 100% / Robust"), ("6", "BYORL, AT head", "STL-10 / Robust")),
+        (("3", "ResNet-34 x2", "CIFAR-10 / Robust"), ("4", "AutoPGD, 40 steps", "CIFAR-10 / Robust")),
+    ]
+    for first, second in pairs:
+        a, b = told[first], told[second]
+        assert a.value != b.value
+        assert f"{b.value:.2f}" in a.note and f"{a.value:.2f}" in b.note
