@@ -93,6 +93,7 @@ class ViTMAE(nn.Module):
     Shapes: images (N, C, H, W) in [0, 1], of any size, to codes (N, dim).
 
     Raises:
+        TypeError: the model is another one.
         ValueError: a mask ratio that is not in [0, 1) or hides everything.
 
     Source: He et al. 2022; Liu et al. 2025, appendix A.
@@ -110,6 +111,8 @@ class ViTMAE(nn.Module):
         std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(model, "embeddings"):
+            raise TypeError(f"model is a {type(model).__name__}, expected a ViTMAEModel (the .vit of a larger model)")
         self.patches = int(model.embeddings.patch_embeddings.num_patches)
         if not 0 <= mask_ratio < 1 or int(self.patches * (1 - mask_ratio)) < 1:
             raise ValueError(f"mask_ratio is {mask_ratio}, expected at least 0, and one of {self.patches} patches left")

@@ -207,6 +207,16 @@ def test_the_adversary_climbs() -> None:
     assert cosine["clean"] <= cosine["both"] + 1e-6  # nothing else is climbed on
 
 
+def test_the_adversary_is_an_attack_on_the_loss() -> None:
+    """Written out: one step from the random start, along the sign of the gradient of the summed losses."""
+    method, x = make("CRoPD", temperature=0.3), images()
+    start = THREAT.start(x, IDS, fold(fold(SEED, "adversary"), "start", 0)).requires_grad_()
+    loss = slow(project(method, x).detach(), project(method, start), 0.3).sum()
+    step = start.detach() + 1.25 * 0.1 * torch.autograd.grad(loss, start)[0].sign()
+    expected = torch.min(torch.max(step, x - 0.1), x + 0.1).clamp(0, 1)
+    torch.testing.assert_close(method.adversary(x, IDS, SEED), expected)
+
+
 def test_without_a_random_start_the_printed_recipe_has_no_direction() -> None:
     """The similarity of x' and x is largest at x: its gradient there is rounding, and FGSM makes full steps of it."""
     method, x = make("CRoPD"), images().requires_grad_()

@@ -178,6 +178,8 @@ def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_new_models_say_what_does_not_fit() -> None:
+    with pytest.raises(TypeError, match="model is a ViTMAEForPreTraining, expected a ViTMAEModel"):
+        foundation.ViTMAE(new_vit_mae(8, 1, patch=2, width=12, depth=1, decoder_width=12))
     with pytest.raises(ValueError, match="image_size is 9, expected a multiple of patch, 2"):
         new_vit_mae(9, 1, patch=2)
     with pytest.raises(ValueError, match="width is 14, expected a multiple of 4 and of heads, 3"):

@@ -13,7 +13,7 @@ from robrep.checks import one_of, positive_int
 #: Named settings of :class:`MaskedAutoEncoder`. "low_resolution" and "high_resolution" are the paper's (appendix A, for
 #: 32 x 32 and 224 x 224 images); "cpu" is for 32 x 32 images and "digits" for 8 x 8 images on a CPU.
 MAE_SETTINGS: dict[str, dict[str, int]] = {
-    "digits": {"patch": 2, "width": 48, "depth": 2, "decoder_depth": 1, "heads": 3},
+    "digits": {"patch": 2, "width": 24, "depth": 2, "decoder_depth": 1, "heads": 3},
     "cpu": {"patch": 4, "width": 96, "depth": 4, "decoder_depth": 1, "heads": 3},
     "low_resolution": {"patch": 2, "width": 192, "depth": 8, "decoder_depth": 2, "heads": 3},
     "high_resolution": {"patch": 14, "width": 768, "depth": 8, "decoder_depth": 2, "heads": 3},
