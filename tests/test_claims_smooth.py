@@ -103,3 +103,29 @@ def test_a_saved_model_gives_its_recorded_number(root: Path) -> None:
     again = robust_accuracy(model, d.x_test[:n], d.y_test[:n], PGD(s["test_steps"], leave_early=True), Linf(eps))
     # the curve counts an image broken at a smaller radius as broken, so it may lie a little lower
     assert record["robust_digit"].value - 0.01 <= again.value <= record["robust_digit"].value + 0.03
+
+
+LITE = {
+    "a": ("colour-mnist", "", "colour"), "b": ("colour-mnist", "", "digit"),
+    "c": ("mnist", "net=mlp", "digit"), "d": ("mnist", "", "digit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("panel", LITE)
+def test_mnist_runs(root: Path, panel: str) -> None:
+    """Four panels on all test images, two seeds: the smooth encoder leads at half the radius on every digit task."""
+    dataset, variant, task = LITE[panel]
+    runs = {
+        row: results.runs("smooth_encoders", scale="lite", dataset=dataset, row=row, variant=variant,
+                          folder=root / "book" / "results")
+        for row in ("vae", "se")
+    }  # fmt: skip
+    at_half = {}
+    for row, found in runs.items():
+        assert [run.seed for run in found] == [0, 1]
+        curves = [run.curves[f"radius_{task}"] for run in found]
+        assert all(run[f"clean_{task}"].n == 10_000 and run.settings["eps"] == 0.2 for run in found)
+        assert all(len(curve["x"]) >= 6 and curve["x"][2] == 0.1 and curve["y"][-1] == 0 for curve in curves)
+        at_half[row] = [curve["y"][2] for curve in curves]
+    if task == "digit":
+        assert min(at_half["se"]) > max(at_half["vae"]) + 0.05
