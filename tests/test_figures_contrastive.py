@@ -29,7 +29,8 @@ def test_contrast_matrix() -> None:
     for m in shown.values():
         assert np.allclose(m[np.isfinite(m)], c[np.isfinite(m)], atol=1e-3)
     alt = fig.layout.meta["alt"]
-    assert f"{c.reshape(4, 3, 4, 3)[0, 0, 0, 0]:.0f}" == "1" and "negatives" in alt and "mean cosine of positives" in alt
+    assert f"{c.reshape(4, 3, 4, 3)[0, 0, 0, 0]:.0f}" == "1"
+    assert "negatives" in alt and "mean cosine of positives" in alt
     with pytest.raises(ValueError, match="cosines has shape"):
         figures.contrast_matrix(c, ["x1"], ["a"])
 
