@@ -100,3 +100,22 @@ def test_conflicts_of_the_print_are_noted() -> None:
         a, b = told[first], told[second]
         assert a.value != b.value
         assert f"{b.value:.2f}" in a.note and f"{a.value:.2f}" in b.note
+
+
+def test_on_digits_the_headlines_of_the_paper_are_not_found(recorded: Path) -> None:
+    """The page says so: UAT-FT is ahead of BYORL, and one step in training leaves half of the robustness or more."""
+
+    def mean(found: list[results.Run], metric: str) -> float:
+        return sum(r[metric].value for r in found) / len(found)
+
+    def variant(row: str, name: str) -> list[results.Run]:
+        found = results.runs("byorl", scale="demo", dataset="digits", row=row, variant=name, folder=recorded)
+        assert found, f"{row}, {name} is not recorded"
+        return found
+
+    usual = main_runs(recorded, "byorl")
+    ahead = [mean(variant("uat_ft", f"share={s}"), "robust") > mean(usual, f"robust_{s}") for s in SHARES]
+    assert sum(ahead) > 3
+    weak = variant("byorl", "attack=pgd-attack_steps=1")
+    assert mean(weak, "robust") > 0.5 * mean(usual, "robust") and mean(weak, "clean") > mean(usual, "clean")
+    assert min(mean(variant("uat_ft", f"share={s}"), "right") for s in SHARES[1:]) > 0.5
