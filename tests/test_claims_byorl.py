@@ -62,9 +62,11 @@ def test_recorded_runs(recorded: Path) -> None:
             check_not_collapsed(one)
 
 
-def test_an_adversarial_head_does_not_rescue_byol(recorded: Path) -> None:
+def test_the_head_matters_on_digits_and_the_code_more(recorded: Path) -> None:
+    """Unlike in the paper an adversarial head helps BYOL a good deal; under the same head BYORL's code stays ahead."""
     for byol, byorl in zip(main_runs(recorded, "byol"), main_runs(recorded, "byorl"), strict=True):
-        assert byol["robust_1"].value < byorl["robust"].value - 0.10
+        assert byol["robust_1"].low > byol["robust"].high
+        assert byorl["robust_1"].low > byol["robust_1"].high, "the intervals touch"
 
 
 def test_few_labels_are_enough_for_some_robustness(recorded: Path) -> None:
