@@ -181,6 +181,8 @@ def test_wheel_carries_the_records(tmp_path: Path) -> None:
 def test_notebook_is_clean(path: Path) -> None:
     """No outputs, one cell of parameters that nbmake turns to smoke scale, the kernel that papermill is given."""
     nb = json.loads(path.read_text())
+    ids = [cell.get("id") for cell in nb["cells"]]
+    assert all(ids) and len(set(ids)) == len(ids), "every cell has an id of its own"
     code = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
     for cell in code:
         assert not cell["outputs"] and cell["execution_count"] is None, "committed with outputs"
