@@ -142,6 +142,27 @@ def test_failing_chapter(book: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert command.main(["run", "--root", str(book)]) == 0
 
 
+def test_two_chapters_side_by_side(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each; all are unchanged afterwards; after a failure the status is not zero and the error is shown."""
+    for name in ("two", "three"):
+        notebook(book / "book" / f"{name}.ipynb", f"print('{name}', SCALE)")
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/one\n- file: book/two\n- file: book/three\n"
+    )
+    assert command.workers({"demo", ""}) == (2 if (os.cpu_count() or 1) > 1 else 1) and command.workers({"full"}) == 1
+    assert command.main(["run", "--root", str(book)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:11] for line in lines[:3]] == ["chapter 1/3", "chapter 2/3", "chapter 3/3"]
+    assert {line.split()[2] for line in lines[:3]} == {"one", "two", "three"}
+    assert texts(book / "_build" / "runs" / "three.ipynb") == "three demo\n"
+    assert command.main(["run", "--root", str(book)]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 3
+    notebook(book / "book" / "two.ipynb", "raise KeyError('gone')")
+    assert command.main(["run", "--root", str(book)]) == 1
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out and "two: cell" in printed.err and "KeyError" in printed.err
+
+
 def test_records_go_to_the_build_folder(book: Path) -> None:
     notebook(book / "book" / "one.ipynb", "import os\nprint(os.environ['ROBREP_RESULTS'], os.getcwd())")
     run_chapter(book / "book" / "one.ipynb", book / "_build")

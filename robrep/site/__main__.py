@@ -16,11 +16,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 from robrep.site.build import SiteError, build_site, notebooks, weights
-from robrep.site.run import ChapterError, memory_settings, parameters, read_notebook, run_chapter
+from robrep.site.run import ChapterError, Run, memory_settings, parameters, read_notebook, run_chapter
 
 SWEEP_SECONDS = 30 * 60
 
@@ -39,7 +41,7 @@ def choose(root: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def run(root: Path, names: Sequence[str], given: Mapping[str, str]) -> None:
-    """Run chapters, one progress line each.
+    """Run chapters, two side by side at the small scales; one progress line each, when it ends.
 
     A parameter must be known to every chapter that is named; when none is named, to one at least, and a page without
     it runs as it is.
@@ -50,17 +52,46 @@ def run(root: Path, names: Sequence[str], given: Mapping[str, str]) -> None:
         if not names and not any(parameter in each for each in known.values()):
             every = sorted({each for defaults in known.values() for each in defaults})
             raise ChapterError(f"unknown parameter {parameter}; the chapters' parameters are {', '.join(every)}")
+    values = {name: {k: v for k, v in given.items() if names or k in known[name]} for name in chosen}
+    scales = {values[name].get("SCALE", known[name].get("SCALE", "")) for name in chosen}
     width = max((len(name) for name in chosen), default=0)
-    for number, (name, path) in enumerate(chosen.items(), 1):
-        values = {key: value for key, value in given.items() if names or key in known[name]}
+    for number, (name, found) in enumerate(finished(chosen, values, root / "_build", workers(scales)), 1):
         print(f"chapter {number}/{len(chosen)}  {name:<{width}}  ", end="", flush=True)
-        try:
-            done, now = run_chapter(path, root / "_build", values)
-        except ChapterError:
+        if isinstance(found, ChapterError):
             print("FAILED", flush=True)
-            raise
+            raise found
+        done, now = found
         state = f"{done.seconds:.1f} s" if now else f"unchanged (took {done.seconds:.1f} s)"
         print(f"{done.scale:<5}  {done.cells:>3} cells  {state}", flush=True)
+
+
+def workers(scales: Collection[str]) -> int:
+    """How many chapters run side by side: two, where each of them computes on one thread and there are two cores."""
+    small = set(scales) <= {"", "smoke", "demo"}
+    return 2 if small and (os.cpu_count() or 1) > 1 else 1
+
+
+def finished(
+    chosen: Mapping[str, Path], values: Mapping[str, Mapping[str, str]], build: Path, side_by_side: int
+) -> Iterator[tuple[str, tuple[Run, bool] | ChapterError]]:
+    """Run chapters and give each one's name and outcome as it ends. After an error no other chapter begins."""
+    if side_by_side == 1 or len(chosen) == 1:
+        for name, path in chosen.items():
+            try:
+                yield name, run_chapter(path, build, values[name])
+            except ChapterError as error:
+                yield name, error
+        return
+    with ProcessPoolExecutor(side_by_side, mp_context=get_context("spawn")) as pool:
+        names = {pool.submit(run_chapter, path, build, values[name]): name for name, path in chosen.items()}
+        try:
+            for future in as_completed(names):
+                problem = future.exception()
+                if problem is not None and not isinstance(problem, ChapterError):
+                    raise problem
+                yield names[future], problem or future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def check_words(command: str, names: Sequence[str], given: dict[str, str]) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 from robrep.files import atomic_write, code_hash, digest
 
 # What changes the output of a chapter although neither its text nor robrep does.
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn", "kornia", "timm")
 CELL_SECONDS = {"smoke": 600, "demo": 1800}  # the longer scales may take as long as they need
 
 
