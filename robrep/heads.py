@@ -111,14 +111,20 @@ class _HeadOnCodes(nn.Module):
         return {"cross_entropy": cross_entropy(self.head(code), y).mean()}
 
 
-class _AdversarialHead(nn.Module):
-    """Cross-entropy of a head at the worst x' in the ball, through a frozen encoder in evaluation mode."""
+class AdversarialHead(nn.Module):
+    """Cross-entropy of a head at the worst x' in the ball, through a frozen encoder in evaluation mode.
+
+    Args:
+        encoder: images to a tensor (N, D) or a ``Gaussian``, which is sampled once for each image.
+        head: codes (N, D) to logits (N, C).
+        attack, threat: how and where the worst x' is searched.
+    """
 
     def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
         super().__init__()
         self.classifier, self.attack, self.threat = Classifier(encoder, head, samples=1), attack, threat
 
-    def train(self, mode: bool = True) -> _AdversarialHead:
+    def train(self, mode: bool = True) -> AdversarialHead:
         super().train(mode)
         self.classifier.encoder.eval()
         return self
@@ -190,7 +196,7 @@ def train_head(
     settings |= dict(optimizer=optimizer, precision=precision, cache=cache, progress=progress)
     if attack is not None and threat is not None:
         with frozen(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
-            return fit(_AdversarialHead(encoder, head, attack, threat), x, y, **settings)
+            return fit(AdversarialHead(encoder, head, attack, threat), x, y, **settings)
     codes = encode(encoder, x)
     inputs = torch.stack(codes, dim=1) if isinstance(codes, Gaussian) else codes
     return fit(_HeadOnCodes(head), inputs, y, **settings)

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from robrep.attacks import APGD, L2, PGD, Linf
 from robrep.augmentations import digit_augmentation
+from robrep.early_stopping import train_head_stopped
 from robrep.encoders import ConvNormEncoder, NormMLP, PreActResNet
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier
 from robrep.losses import cosine_distance
 from robrep.methods import BYOL, BYORL, ema_rate, pseudo_labels
-from robrep.probes import train_probe
 from robrep.training import fit
 
 AUGMENT = digit_augmentation()
@@ -252,7 +252,7 @@ def test_probe_keeps_the_best_epoch_and_the_encoder(attack) -> None:
     y = (x.mean((1, 2, 3)) > 0.5).long()
     head, threat = nn.Linear(8, 2), Linf(0.02)
     state = copy.deepcopy(encoder.state_dict())
-    history = train_probe(
+    history = train_head_stopped(
         encoder, head, x[:40], y[:40], (x[40:], y[40:]), PGD(2), threat, attack=attack, epochs=6, batch_size=16, lr=0.1
     )
     assert all(torch.equal(state[k], v) for k, v in encoder.state_dict().items())

@@ -39,7 +39,7 @@ ORDER = [
     {"vulnerability"},
     {"suites"},
     {"evaluation"},
-    {"early_stopping", "probes"},
+    {"early_stopping"},
     {"smoothing"},
     {"audit"},
     {"results"},
