@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robrep.exercises.core import Wrong, call, compare, exercise, random_tensor, returned
+from robrep.exercises.core import Wrong, attacked_images, call, compare, exercise, random_tensor, returned
 
 
 @exercise(
@@ -111,13 +111,7 @@ def _check_adversary(answer: Any) -> None:
     chance = (v + eps * (torch.rand(v.shape, dtype=torch.float64) * 2 - 1).sign()).clamp(0, 1)
     for case, z in (("another view's target", predict((v + 0.2).clamp(0, 1))), ("a target that agrees", predict(v))):
         value = call(answer, predict, v.clone(), z.detach(), eps, steps)
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise Wrong("The images v' carry a gradient.", "v' is data for the outer step: detach it.")
-        got = returned(value, v.shape, "return the images v', of the shape of v.")
-        if ((got - v).abs() > eps + 1e-9).any():
-            raise Wrong(f"v' is up to {(got - v).abs().max():.3g} away.", "project back into the ball after each step.")
-        if (got < 0).any() or (got > 1).any():
-            raise Wrong("v' has left [0, 1].", "clamp to [0, 1] as well.")
+        got = attacked_images(value, v, eps, "v")
         clean, reached, luck = loss(v, z), loss(got, z), loss(chance, z)
         seen = f"For {case} the loss is {reached:.3g} at your v', {clean:.3g} at v, {luck:.3g} after random signs."
         if reached < clean:

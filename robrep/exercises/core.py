@@ -153,6 +153,19 @@ def returned(value: Any, shape: Sequence[int], hint: str) -> Tensor:
     return value.detach().double()
 
 
+def attacked_images(value: Any, x: Tensor, eps: float, name: str = "x") -> Tensor:
+    """The value as images that an attack may return: shaped like ``x``, detached, within eps of it, in [0, 1]."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise Wrong(f"The images {name}' carry a gradient.", f"{name}' is data for the outer step: detach it.")
+    got = returned(value, x.shape, f"return the images {name}', of the shape of {name}.")
+    if ((got - x).abs() > eps + 1e-9).any():
+        far = f"{name}' is up to {(got - x).abs().max():.3g} away."
+        raise Wrong(far, "project back into the ball after each step.")
+    if (got < 0).any() or (got > 1).any():
+        raise Wrong(f"{name}' has left [0, 1].", "clamp to [0, 1] as well.")
+    return got
+
+
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robrep.contrastive import effective_rank, nt_xent
-from robrep.exercises.core import Wrong, call, compare, exercise, random_tensor, returned
+from robrep.exercises.core import Wrong, attacked_images, call, compare, exercise, random_tensor, returned
 
 ONE_EACH = "return one number for each image, shape (N,)."
 
@@ -147,13 +147,7 @@ def _check_adversary(answer: Any) -> None:
         return torch.tanh(x_.flatten(1) @ weight)
 
     value = call(answer, project, x.clone(), other.clone(), eps, steps, tau)
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise Wrong("The images x' carry a gradient.", "x' is data for the outer step: detach it.")
-    got = returned(value, x.shape, "return the images x', of the shape of x.")
-    if ((got - x).abs() > eps + 1e-9).any():
-        raise Wrong(f"x' is up to {(got - x).abs().max():.3g} away.", "project back into the ball after each step.")
-    if (got < 0).any() or (got > 1).any():
-        raise Wrong("x' has left [0, 1].", "clamp to [0, 1] as well.")
+    got = attacked_images(value, x, eps)
 
     def loss(x_: Tensor) -> float:
         return nt_xent((project(x_), project(other)), tau).mean().item()

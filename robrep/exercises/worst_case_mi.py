@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from robrep.exercises.core import Unanswered, Wrong, call, compare, exercise, random_tensor, returned
+from robrep.exercises.core import Unanswered, Wrong, attacked_images, call, compare, exercise, random_tensor, returned
 
 
 def _scores() -> list[tuple[str, Tensor]]:
@@ -192,13 +192,7 @@ def _check_attack(answer: Any) -> None:
     value = call(answer, encoder, critic, x.clone(), eps, 10)
     if isinstance(value, Tensor) and value.ndim == 0:
         raise Wrong("Your function returned one number.", "return the images x', not the estimate.")
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise Wrong("The images x' carry a gradient.", "x' is data for the outer step: detach it.")
-    got = returned(value, x.shape, "return the images x', of the shape of x.")
-    if ((got - x).abs() > eps + 1e-9).any():
-        raise Wrong(f"x' is up to {(got - x).abs().max():.3g} away.", "project back into the ball after each step.")
-    if (got < 0).any() or (got > 1).any():
-        raise Wrong("x' has left [0, 1].", "clamp to [0, 1] as well.")
+    got = attacked_images(value, x, eps)
 
     def estimate(x_: Tensor) -> float:
         with torch.no_grad():
