@@ -1,4 +1,4 @@
-"""Heads on a frozen encoder: trained clean or adversarially, and predictions averaged over samples of the code."""
+"""Heads on a frozen encoder: trained clean or adversarially, averaged over samples of the code; pseudo-labels."""
 
 from __future__ import annotations
 
@@ -137,6 +137,31 @@ class AdversarialHead(nn.Module):
         with attack_mode(self.classifier):
             x_adv = self.attack(objective, x, self.threat, y, ids=ids, seed=seed)
         return {"cross_entropy": objective(x_adv, y, ids=ids, seed=fold(seed, "z")).mean()}
+
+
+def pseudo_labels(classifier: nn.Module, x: Examples, y: Tensor, labelled: Tensor, *, batch_size: int = 500) -> Tensor:
+    """The labels of ``labelled`` images, and for all others what ``classifier`` makes of them; int64, (N,).
+
+    UAT-FT, unsupervised adversarial training with fixed targets, then trains adversarially on all images. With every
+    image labelled that is plain adversarial training.
+
+    Args:
+        classifier: images to logits, seen in evaluation mode.
+        x: images, uint8 or float in [0, 1], N x C x H x W.
+        y: labels (N,); those of images that are not in ``labelled`` are not looked at.
+        labelled: indices of the images whose labels may be used, int64.
+        batch_size: images in a pass.
+
+    Raises:
+        ValueError: an index out of range.
+
+    Source: Uesato et al. 2019.
+    """
+    if len(labelled) and (labelled.min() < 0 or labelled.max() >= len(y)):
+        raise ValueError(f"labelled runs from {labelled.min()} to {labelled.max()}, expected 0 ... {len(y) - 1}")
+    labels = encode(classifier, x, batch_size).argmax(1).cpu()  # type: ignore[union-attr]
+    labels[labelled] = y[labelled].cpu()
+    return labels
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from robrep.augmentations import digit_augmentation
 from robrep.early_stopping import train_head_stopped
 from robrep.encoders import ConvNormEncoder, NormMLP, PreActResNet
 from robrep.evaluation import robust_accuracy
-from robrep.heads import Classifier
+from robrep.heads import Classifier, pseudo_labels
 from robrep.losses import cosine_distance
-from robrep.methods import BYOL, BYORL, ema_rate, pseudo_labels
+from robrep.methods import BYOL, BYORL, ema_rate
 from robrep.training import fit
 
 AUGMENT = digit_augmentation()

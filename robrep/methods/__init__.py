@@ -7,7 +7,7 @@ Images come in [0, 1], labels are ignored by methods that need none, and all ran
 from __future__ import annotations
 
 from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
-from robrep.methods.byol import BYOL, BYORL, ema_rate, pseudo_labels
+from robrep.methods.byol import BYOL, BYORL, ema_rate
 from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
 from robrep.methods.cropd import ARAE, CRoPD, MaskedPretraining, MixedHead, VanillaAutoEncoder, pixel_error
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
@@ -38,5 +38,4 @@ __all__ = [
     "ema_rate",
     "information_attack",
     "pixel_error",
-    "pseudo_labels",
 ]

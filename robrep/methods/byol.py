@@ -1,17 +1,15 @@
-"""Bootstrapped codes, plain and robust: BYOL, BYORL, and the pseudo-labels of their supervised rival, UAT-FT."""
+"""Bootstrapped codes, plain and robust: BYOL and BYORL."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode
 from robrep.augmentations import Augmentation
-from robrep.data import as_float
 from robrep.losses import cosine_distance
 from robrep.methods.supervised import Terms
 from robrep.randomness import fold
@@ -128,36 +126,3 @@ class BYORL(BYOL):
         """The image in A(v) whose prediction disagrees most with the target ``z`` of the other view; like ``v``."""
         with attack_mode(self.encoder, self.projector, self.predictor, batch_norm="batch"):
             return self.attack(self.distance, v, self.threat, z, ids=ids, seed=seed)
-
-
-@torch.no_grad()
-def pseudo_labels(classifier: nn.Module, x: Any, y: Tensor, labelled: Tensor, *, batch_size: int = 500) -> Tensor:
-    """The labels of ``labelled`` images, and for all others what ``classifier`` makes of them; int64, (N,).
-
-    UAT-FT, unsupervised adversarial training with fixed targets, then trains adversarially on all images. With every
-    image labelled that is plain adversarial training.
-
-    Args:
-        classifier: images to logits, seen in evaluation mode.
-        x: images, uint8 or float in [0, 1], N x C x H x W.
-        y: labels (N,); those of images that are not in ``labelled`` are not looked at.
-        labelled: indices of the images whose labels may be used, int64.
-        batch_size: images in a pass.
-
-    Raises:
-        ValueError: an index out of range.
-
-    Source: Uesato et al. 2019.
-    """
-    if len(labelled) and (labelled.min() < 0 or labelled.max() >= len(y)):
-        raise ValueError(f"labelled runs from {labelled.min()} to {labelled.max()}, expected 0 ... {len(y) - 1}")
-    device = next(classifier.parameters()).device
-    given = []
-    with attack_mode(classifier):
-        for ids in torch.arange(len(x)).split(batch_size):
-            batch = x[ids]
-            batch = as_float(batch) if batch.dtype == torch.uint8 else batch
-            given.append(classifier(batch.to(device)).argmax(1).cpu())
-    labels = torch.cat(given)
-    labels[labelled] = y[labelled].cpu()
-    return labels
