@@ -8,11 +8,15 @@ PY := $(VENV)/bin/python
 CHAPTER ?=
 PARAMETERS := $(foreach name,SCALE DATASET SEED SOLUTIONS,$(if $($(name)),$(name)=$($(name))))
 
+# A plan of many runs, carried out by Snakemake on all cores of this machine
+PLAN ?= book/runs.yaml
+SNAKEMAKE := $(PY) -m snakemake --snakefile book/Snakefile --configfile $(PLAN) --cores all
+
 STARTED := $(shell date +%s)
 # The installation is redone when what is asked for changes, or when the folder has moved (the install is editable).
 STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install book test sweeps lint clean
+.PHONY: help install book test sweeps plan runs lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +25,8 @@ help:
 	@echo "              solutions out of the pages and of the notebooks offered for download)"
 	@echo "make test     install, run the whole test suite (reuses the run and the site of make book)"
 	@echo "make sweeps   run the recorded sweeps (CHAPTER=name runs one chapter's), at most 30 minutes a chapter"
+	@echo "make plan     what make runs would do, run by run, and what it is expected to cost"
+	@echo "make runs     the plan of book/runs.yaml, or of PLAN=file: chapters, scales, data sets, seeds, each run once"
 	@echo "make lint     ruff (the chapters too) and mypy"
 	@echo "make install  only the installation, into $(VENV) (PYTHON=python3.12 chooses the interpreter)"
 	@echo "make clean    remove _build (the installation stays)"
@@ -48,6 +54,12 @@ test: $(STAMP)
 
 sweeps: $(STAMP)
 	@$(PY) -m robrep.site sweeps $(CHAPTER)
+
+plan: $(STAMP)
+	@$(SNAKEMAKE) --dry-run --quiet rules
+
+runs: $(STAMP)
+	@$(SNAKEMAKE) --rerun-incomplete
 
 lint: $(STAMP)
 	@$(PY) -m ruff check robrep tests benchmarks setup.py
