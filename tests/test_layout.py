@@ -40,6 +40,7 @@ ORDER = [
     {"suites"},
     {"evaluation"},
     {"early_stopping"},
+    {"comparison"},
     {"smoothing"},
     {"audit"},
     {"results"},

@@ -26,6 +26,7 @@ from robrep.figures.attacks import (
 from robrep.figures.auditing import audit_figure
 from robrep.figures.base import PALETTE, Style, styles
 from robrep.figures.byorl import panels
+from robrep.figures.comparison import method_dots, method_plane
 from robrep.figures.contrastive import code_moves, contrast_matrix, watched_training
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
 from robrep.figures.information import (
@@ -78,6 +79,8 @@ __all__ = [
     "linear_vulnerability_slider",
     "live",
     "mask_slider",
+    "method_dots",
+    "method_plane",
     "objective_line",
     "objective_surface",
     "panels",
