@@ -47,12 +47,13 @@ def test_every_push_runs_the_two_commands() -> None:
 def test_the_gpu_run_sets_parameters_that_chapters_have() -> None:
     from robrep.reproduce import defaults
 
-    (script,) = [s["run"] for s in steps(ROOT / ".github" / "workflows" / "reproduce.yml") if "papermill" in s.get("run", "")]
+    scripts = [step.get("run", "") for step in steps(ROOT / ".github" / "workflows" / "reproduce.yml")]
+    (script,) = [script for script in scripts if "papermill" in script]
     names = set(re.findall(r" -[pr] ([A-Z]+) ", script))
     assert names == {"SCALE", "DATASET", "SEED"} <= set(defaults(ROOT / "book" / "vae_urkle.ipynb"))
 
 
-@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed (the workflow tests.yml runs it)")
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed (tests.yml runs it)")
 def test_actionlint() -> None:
     found = subprocess.run(["actionlint"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout

@@ -25,6 +25,12 @@ from robrep.site.run import ChapterError, check_parameters, parameters, read_not
 
 SMALL = ("smoke", "demo")  # scales at which a chapter computes on one thread
 
+# the columns of the tables
+_METRIC = ["value", "low", "high", "n", "unit"]
+RECORDS = ["chapter", "scale", "dataset", "row", "variant", "seed", "metric", *_METRIC, "run_minutes"]
+_OURS = ["ours", "low", "high", "scale", "seeds"]
+PUBLISHED = ["paper", "table", "row", "column", "dataset", "published", "spread", *_OURS]
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -95,9 +101,7 @@ def _entry(entry: Any, where: str, book: Path) -> Iterator[Planned]:
             yield Planned(name, chapter, values, scale, key, minutes, because)
 
 
-def projected(
-    chapter: str, values: Mapping[str, Any], guess: float | None, folder: Path
-) -> tuple[float | None, str]:
+def projected(chapter: str, values: Mapping[str, Any], guess: float | None, folder: Path) -> tuple[float | None, str]:
     """Minutes that a run is expected to take, and where that comes from.
 
     A seed's main runs that were recorded for this chapter, scale and data set, added up; else the plan's own guess.
@@ -137,21 +141,21 @@ def write_tables(plan: Sequence[Planned], records: Path, target: Path) -> None:
         for run in results.runs(chapter, folder=records)
         for name, metric in run.metrics.items()
     ]
-    head = "chapter scale dataset row variant seed metric value low high n unit run_minutes".split()
-    _write_csv(target / "records.csv", head, rows)
+    _write_csv(target / "records.csv", RECORDS, rows)
     rows = []
     for paper in results.papers():
         for value in results.published(paper):
             answer = results.ours(value, folder=records)
-            ran = [*_numbers(answer.metric)[:3], answer.runs[0].scale, len(answer.runs)] if answer else [""] * 5
+            ran = [""] * len(_OURS)
+            if answer:
+                ran = [*_numbers(answer.metric)[:3], answer.runs[0].scale, len(answer.runs)]
             number = [value.table, value.row, value.column, value.dataset, value.value, value.spread]
             rows.append([paper, *number, *ran])
-    head = "paper table row column dataset published spread ours low high scale seeds".split()
-    _write_csv(target / "published.csv", head, rows)
+    _write_csv(target / "published.csv", PUBLISHED, rows)
 
 
 def _numbers(metric: Any) -> list[Any]:
-    return [metric.value, metric.low, metric.high, metric.n, metric.unit]
+    return [getattr(metric, name) for name in _METRIC]
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
