@@ -28,6 +28,7 @@ from robrep.figures.base import PALETTE, Style, styles
 from robrep.figures.byorl import panels
 from robrep.figures.comparison import method_dots, method_plane
 from robrep.figures.contrastive import code_moves, contrast_matrix, watched_training
+from robrep.figures.cropd import curves_slider, ensemble_against_part, implied_sizes
 from robrep.figures.images import attack_slider, captions, image_grid, perturbation
 from robrep.figures.information import (
     bounds_of_cases,
@@ -66,12 +67,15 @@ __all__ = [
     "contrast_matrix",
     "control",
     "coupling_picture",
+    "curves_slider",
     "encoder_line",
+    "ensemble_against_part",
     "entropic_objective",
     "estimates_against_truth",
     "feature_histograms",
     "gradient_noise",
     "image_grid",
+    "implied_sizes",
     "information_pairs",
     "kl_picture",
     "label_curve",
