@@ -12,27 +12,20 @@ a library has no way to be given a start, it draws its own. Libraries that are n
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import datetime
 import importlib.metadata
-import json
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from timing import keep_memory, measurement, options, over, report, show, take_turns, threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep import results
 from robrep.attacks import APGD, PGD, Linf
 from robrep.checks import positive_int
-from robrep.files import atomic_write, code_hash
 from robrep.objectives import classifier_objective
 
 EPS, PGD_STEPS, APGD_STEPS = 8 / 255, 20, 100
@@ -135,32 +128,6 @@ def name(steps: int) -> str:
 # --- the measurement --------------------------------------------------------------------------------------------------
 
 
-def keep_memory() -> bool:
-    """Ask the C library to keep freed memory for the next allocation; False where it cannot be asked (not glibc).
-
-    By default large blocks go back to the system and come again page by page. That takes up to a third of the time of
-    a small network, of the floor and of the attacks alike but at random, by what else lies on the heap.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    mmap_threshold, trim_threshold = -3, -1
-    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
-
-
-def take_turns(works: dict[Any, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[Any, list[float]]:
-    """Seconds of each work in each of ``runs`` rounds, after ``warm_up`` rounds that do not count."""
-    times: dict[Any, list[float]] = {key: [] for key in works}
-    for run in range(warm_up + runs):
-        for key, work in works.items():
-            began = time.perf_counter()
-            work()
-            if run >= warm_up:
-                times[key].append(time.perf_counter() - began)
-    return times
-
-
 def measure(network: str, batch: int, runs: int, peers: Iterable[str]) -> list[dict[str, Any]]:
     """One row for each attack and library, the floors and the draw of a start among them.
 
@@ -171,8 +138,8 @@ def measure(network: str, batch: int, runs: int, peers: Iterable[str]) -> list[d
         peers: names of ``PEERS``; one that is not installed gets a row without times.
 
     Returns:
-        Dicts with network, parameters, attack, library, version (None: not installed), and in ``seconds`` the shortest
-        time and the median, in ``ratio`` the same over the floor of as many steps.
+        Dicts with network, parameters, attack, library, version (None: not installed), and what ``timing.over`` says
+        of the attack and the floor of as many steps.
     """
     torch.manual_seed(0)
     model, x = NETWORKS[network](), torch.rand(batch, 3, 32, 32)
@@ -193,14 +160,8 @@ def measure(network: str, batch: int, runs: int, peers: Iterable[str]) -> list[d
     shared = {"network": network, "parameters": sum(p.numel() for p in model.parameters())}
     rows = []
     for (attack, library), took in times.items():
-        base = times[attack, "floor"]
-        ratios = [a / b for a, b in zip(took, base, strict=True)]
-        rows.append(
-            shared
-            | {"attack": attack, "library": library, "version": version(library)}
-            | {"seconds": {"minimum": min(took), "median": statistics.median(took)}}
-            | {"ratio": {"minimum": min(took) / min(base), "median": statistics.median(ratios)}}
-        )
+        row = {"attack": attack, "library": library, "version": version(library)}
+        rows.append(shared | row | over(took, times[attack, "floor"]))
     rows += [shared | {"attack": a, "library": p, "version": None, "seconds": None, "ratio": None} for a, p in missing]
     return rows
 
@@ -237,47 +198,26 @@ def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
 
 def caption(facts: dict[str, Any]) -> str:
     """What was measured, and where, in a sentence."""
-    machine, settings = facts["hardware"], facts["settings"]
+    settings = facts["settings"]
     return (
         f"Time of attacks on a batch of {settings['batch']} images of 3 x 32 x 32, {settings['runs']} interleaved "
-        f"runs, {machine['threads']} threads of {machine['cpu']}, torch {facts['versions']['torch']}"
+        f"runs, {threads(facts)}, torch {facts['versions']['torch']}"
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, and keep the measurement if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for key, default in {"batch": 256, "runs": 15, "threads": 2}.items():
-        parser.add_argument(f"--{key}", type=int, default=default)
+    parser = options(__doc__, batch=256, runs=15, threads=2)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="none, if no name follows")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the measurement kept in FILE, and stop")
     args = parser.parse_args(arguments)
     if args.show:
-        facts = json.loads(args.show.read_text(encoding="utf-8"))
-        print(table(facts["rows"], caption(facts))._repr_markdown_())
-        return
+        return show(args.show)
     torch.set_num_threads(positive_int("threads", args.threads))
-    kept = keep_memory()
+    settings = {"batch": args.batch, "runs": args.runs, "eps": EPS, "memory_kept": keep_memory()}
     rows = [row for network in args.networks for row in measure(network, args.batch, args.runs, args.peers)]
-    facts = {
-        "schema": 1,
-        "settings": {"batch": args.batch, "runs": args.runs, "eps": EPS, "memory_kept": kept},
-        "hardware": results.hardware(),
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "code": code_hash(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "rows": rows,
-    }
-    shown = table(rows, caption(facts))
-    facts["table"] = {"rows": shown.rows, "columns": shown.columns, "caption": shown.caption}  # for a page of the book
-    facts["table"]["numbers"] = shown.columns[3:]
-    print(shown._repr_markdown_())
-    if args.json:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    facts = measurement(settings, rows=rows)
+    report(facts, table(rows, caption(facts)), args.json)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,14 @@ the size of the batch.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import importlib.metadata
 import importlib.util
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import measurement, options, report, show, threads
 from torch import Tensor, nn
 
 from robrep import results
@@ -28,7 +26,7 @@ from robrep.checks import positive_int
 from robrep.data import load
 from robrep.encoders import he_init
 from robrep.evaluation import Rate, accuracy, evaluate
-from robrep.files import atomic_write, code_hash, user_cache
+from robrep.files import user_cache
 from robrep.methods import AdversarialTraining
 from robrep.suites import suite
 from robrep.training import fit
@@ -149,25 +147,23 @@ def table(facts: dict[str, Any]) -> results.Table:
         return [*first, f"{a['seconds']:.0f}", "" if b is None else f"{b['seconds']:.0f}"]
 
     columns = ["ball", "after", "robrep, %", "pyautoattack, %", "images that differ", "robrep, s", "pyautoattack, s"]
-    machine, settings = facts["hardware"], facts["settings"]
+    settings = facts["settings"]
     caption = (
         f"Robust accuracy on {settings['images']} test images of CIFAR-10 ({100 * facts['clean']['value']:.1f} %), "
-        f"batches of {settings['batch']}, {machine['threads']} threads of {machine.get('gpu') or machine['cpu']}"
+        f"batches of {settings['batch']}, {threads(facts)}"
     )
     return results.Table([cells(row) for row in facts["rows"]], columns, caption=caption, numbers=columns[2:])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train or load the network, compare, print the table, and keep the measurement if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    sizes = {"images": 512, "batch": 128, "threads": 2, "epochs": 16, "verdicts": 1000}
-    for key, default in sizes.items():
-        parser.add_argument(f"--{key}", type=int, default=default)
+    parser = options(__doc__, images=512, batch=128, threads=2, epochs=16, verdicts=1000)
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS))
     parser.add_argument("--alone", action="store_true", help="do not run pyautoattack")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors of the network, in place of training")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
     args = parser.parse_args(arguments)
+    if args.show:
+        return show(args.show)
     torch.set_num_threads(positive_int("threads", args.threads))
     data = load("cifar10")
     model = trained(data, args.weights, args.epochs)
@@ -176,31 +172,20 @@ def main(arguments: list[str] | None = None) -> None:
     x, y = data.images("test", first).to(device), data.labels("test", first).to(device)
     images, labels = x[: args.images], y[: args.images]
     peer = not args.alone and importlib.util.find_spec("pyautoattack") is not None
-    facts: dict[str, Any] = {
-        "schema": 1,
-        "settings": {"images": len(images), "batch": args.batch, "data": data.fingerprint, "note": data.note},
-        "hardware": results.hardware(device.type),
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "code": code_hash(),
-        "clean": accuracy(model, images, labels).to_dict(),
-        "rows": [row for norm in args.norms for row in compare(model, images, labels, norm, args.batch, peer)],
-    }
+    facts = measurement(
+        {"images": len(images), "batch": args.batch, "data": data.fingerprint, "note": data.note},
+        device.type,
+        clean=accuracy(model, images, labels).to_dict(),
+        rows=[row for norm in args.norms for row in compare(model, images, labels, norm, args.batch, peer)],
+    )
     if peer:
         facts["versions"]["pyautoattack"] = importlib.metadata.version("pyautoattack")
     if args.verdicts:
         x, y = x[: args.verdicts], y[: args.verdicts]
         facts["verdicts"] = {norm: {"n": len(x), "differ": verdicts(model, x, y, norm, (64, 7))} for norm in args.norms}
-    facts["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    shown = table(facts)
-    facts["table"] = {"rows": shown.rows, "columns": shown.columns, "caption": shown.caption}  # for a page of the book
-    facts["table"]["numbers"] = shown.columns[2:]
-    print(shown._repr_markdown_())
+    report(facts, table(facts), args.json)
     for norm, count in facts.get("verdicts", {}).items():
         print(f"{norm}: {count['differ']} of {count['n']} verdicts differ between batches of 64 and of 7")
-    if args.json:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,23 +11,16 @@ the ratio of the shortest times and the median of the ratios run by run.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timing import measurement, options, over, report, show, take_turns, threads
 from torch import Tensor
 
 from robrep import results
 from robrep.attacks import PGD, Linf, attack_mode
 from robrep.checks import positive_int
 from robrep.encoders import Critic, InfoMaxEncoder
-from robrep.files import atomic_write, code_hash
 from robrep.methods import WorstCaseInfoMax
 
 STEPS = 7
@@ -76,25 +69,9 @@ def measure(size: str, batch: int, runs: int, steps: int = STEPS) -> dict[str, A
     """
     m, ids = method(size, steps), torch.arange(batch)
     x = torch.rand(batch, *SIZES[size][0], generator=torch.Generator().manual_seed(0))
-    works: dict[str, Callable[[], None]] = {"floor": lambda: floor(m, x, steps), "step": lambda: step(m, x, ids)}
-    times: dict[str, list[float]] = {key: [] for key in works}
-    for run in range(positive_int("runs", runs) + 2):
-        for key, work in works.items():
-            began = time.perf_counter()
-            work()
-            if run >= 2:
-                times[key].append(time.perf_counter() - began)
-    took, base = times["step"], times["floor"]
-    return {
-        "size": size,
-        "seconds": {"minimum": min(took), "median": statistics.median(took)},
-        "floor": {"minimum": min(base), "median": statistics.median(base)},
-        "ratio": {
-            "minimum": min(took) / min(base),
-            "median": statistics.median(a / b for a, b in zip(took, base, strict=True)),
-        },
-        "images_per_second": batch / min(took),
-    }
+    works = {"floor": lambda: floor(m, x, steps), "step": lambda: step(m, x, ids)}
+    times = take_turns(works, positive_int("runs", runs))
+    return {"size": size} | over(times["step"], times["floor"]) | {"images_per_second": batch / min(times["step"])}
 
 
 def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
@@ -114,39 +91,19 @@ def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, and keep the measurement if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for key, default in {"batch": 128, "runs": 15, "threads": 2, "steps": STEPS}.items():
-        parser.add_argument(f"--{key}", type=int, default=default)
+    parser = options(__doc__, batch=128, runs=15, threads=2, steps=STEPS)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the measurement kept in FILE, and stop")
     args = parser.parse_args(arguments)
     if args.show:
-        facts = json.loads(args.show.read_text(encoding="utf-8"))
-        print(table(facts["rows"], facts["caption"])._repr_markdown_())
-        return
+        return show(args.show)
     torch.set_num_threads(positive_int("threads", args.threads))
     rows = [measure(size, args.batch, args.runs, args.steps) for size in args.sizes]
-    hardware = results.hardware()
+    facts = measurement({k: getattr(args, k) for k in ("batch", "runs", "steps")}, rows=rows)
     caption = (
         f"A step of worst-case InfoMax with {args.steps} attack steps on {args.batch} images, {args.runs} interleaved "
-        f"runs, {hardware['threads']} threads of {hardware['cpu']}, torch {results.versions()['torch']}"
+        f"runs, {threads(facts)}, torch {facts['versions']['torch']}"
     )
-    facts = {
-        "schema": 1,
-        "settings": {"batch": args.batch, "runs": args.runs, "steps": args.steps},
-        "hardware": hardware,
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "code": code_hash(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "rows": rows,
-        "caption": caption,
-    }
-    print(table(rows, caption)._repr_markdown_())
-    if args.json:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    report(facts, table(rows, caption), args.json)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,12 @@ for the backward pass.
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import datetime
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from timing import keep_memory, measurement, options, over, report, show, take_turns, threads
 from torch import Tensor, nn
 
 from robrep import data, results
@@ -33,7 +28,7 @@ from robrep.attacks import PGD, Linf, attack_mode
 from robrep.augmentations import simclr_augmentation
 from robrep.checks import positive_int
 from robrep.encoders import Projector, ResNetEncoder
-from robrep.files import atomic_write, cache_root, code_hash
+from robrep.files import cache_root
 from robrep.gaussians import Gaussian
 from robrep.methods import RoCL, SimCLRUrkle
 from robrep.training import make_optimizer
@@ -82,16 +77,6 @@ def floor(method: Any, x: Tensor, steps: int) -> None:
     method.zero_grad(set_to_none=True)
 
 
-def keep_memory() -> bool:
-    """Ask the C library to keep freed memory for the next allocation; False where it cannot be asked (not glibc)."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    mmap_threshold, trim_threshold = -3, -1
-    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
-
-
 def measure(precision: str, batch: int, runs: int, steps: int = STEPS, width: int = 64) -> list[dict[str, Any]]:
     """One row for each method: its step and its floor, in seconds, their ratio, and images a second.
 
@@ -107,32 +92,20 @@ def measure(precision: str, batch: int, runs: int, steps: int = STEPS, width: in
     for name, method in methods(width, steps).items():
         works[name, "floor"] = lambda method=method: floor(method, x, steps)  # type: ignore[misc]
         works[name, "step"] = lambda method=method: step(method, x, ids, 0)  # type: ignore[misc]
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in works}
-    kind = PRECISIONS[precision]
-    for run in range(positive_int("runs", runs) + 1):
-        for key, work in works.items():
-            began = time.perf_counter()
-            with torch.autocast("cpu", kind, enabled=kind is not torch.float32):
-                work()
-            if run:
-                times[key].append(time.perf_counter() - began)
-    rows = []
-    for name in dict(works):
-        if name[1] == "floor":
-            continue
-        took, base = times[name], times[name[0], "floor"]
-        ratios = [a / b for a, b in zip(took, base, strict=True)]
-        rows.append(
-            {
-                "method": name[0],
-                "precision": precision,
-                "seconds": {"minimum": min(took), "median": statistics.median(took)},
-                "floor": {"minimum": min(base), "median": statistics.median(base)},
-                "ratio": {"minimum": min(took) / min(base), "median": statistics.median(ratios)},
-                "images_per_second": batch / min(took),
-            }
-        )
-    return rows
+
+    def timed(work: Callable[[], None]) -> None:
+        with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
+            work()
+
+    turns = {key: partial(timed, work) for key, work in works.items()}
+    times = take_turns(turns, positive_int("runs", runs), warm_up=1)
+    return [
+        {"method": name, "precision": precision}
+        | over(times[name, "step"], times[name, "floor"])
+        | {"images_per_second": batch / min(times[name, "step"])}
+        for name, what in works
+        if what == "step"
+    ]
 
 
 def start(batch: int, steps: int, attack_steps: int, width: int, precision: str = "bf16") -> dict[str, Any]:
@@ -191,49 +164,29 @@ def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
 
 def caption(facts: dict[str, Any]) -> str:
     """What was measured, and where, in a sentence."""
-    machine, s = facts["hardware"], facts["settings"]
+    s = facts["settings"]
     return (
         f"A training step on a batch of {s['batch']} images of 3 x 32 x 32, ResNet-18 of width {s['width']}, "
-        f"{s['steps']} attack steps, {s['runs']} interleaved runs, {machine['threads']} "
-        f"thread{'' if machine['threads'] == 1 else 's'} of {machine['cpu']}, torch {facts['versions']['torch']}"
+        f"{s['steps']} attack steps, {s['runs']} interleaved runs, {threads(facts)}, torch {facts['versions']['torch']}"
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, and keep the measurement if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for key, default in {"batch": 64, "runs": 3, "threads": 1, "steps": STEPS, "width": 64, "start": 2}.items():
-        parser.add_argument(f"--{key}", type=int, default=default)
+    parser = options(__doc__, batch=64, runs=3, threads=1, steps=STEPS, width=64, start=2)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the measurement kept in FILE, and stop")
     args = parser.parse_args(arguments)
     if args.show:
-        facts = json.loads(args.show.read_text(encoding="utf-8"))
-        print(table(facts["rows"], caption(facts))._repr_markdown_())
-        return
+        return show(args.show)
     torch.set_num_threads(positive_int("threads", args.threads))
-    kept = keep_memory()
-    rows = [row for p in args.precisions for row in measure(p, args.batch, args.runs, args.steps, args.width)]
-    facts = {
-        "schema": 1,
-        "settings": {k: getattr(args, k) for k in ("batch", "runs", "steps", "width")} | {"memory_kept": kept},
-        "hardware": results.hardware(),
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "code": code_hash(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "rows": rows,
-        "start": start(args.batch, args.start, args.steps, args.width) if args.start else None,
-        "megabytes_kept": {p: kept_for_backward(args.width, p) for p in PRECISIONS},
-    }
-    shown = table(rows, caption(facts))
-    facts["table"] = {"rows": shown.rows, "columns": shown.columns, "caption": shown.caption}
-    facts["table"]["numbers"] = shown.columns[2:]
-    print(shown._repr_markdown_())
-    if args.json:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    settings = {k: getattr(args, k) for k in ("batch", "runs", "steps", "width")} | {"memory_kept": keep_memory()}
+    facts = measurement(
+        settings,
+        rows=[row for p in args.precisions for row in measure(p, args.batch, args.runs, args.steps, args.width)],
+        start=start(args.batch, args.start, args.steps, args.width) if args.start else None,
+        megabytes_kept={p: kept_for_backward(args.width, p) for p in PRECISIONS},
+    )
+    report(facts, table(facts["rows"], caption(facts)), args.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""What the benchmarks share: works that take turns, times over a floor, a measurement kept and shown again."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robrep import results
+from robrep.files import atomic_write, code_hash
+
+
+def keep_memory() -> bool:
+    """Ask the C library to keep freed memory for the next allocation; False where it cannot be asked (not glibc).
+
+    By default large blocks go back to the system and come again page by page. That takes up to a third of the time of
+    a small network, of a floor and of what is measured alike but at random, by what else lies on the heap.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    mmap_threshold, trim_threshold = -3, -1
+    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def take_turns(works: Mapping[Any, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[Any, list[float]]:
+    """Seconds of each work in each of ``runs`` rounds, after ``warm_up`` rounds that do not count."""
+    times: dict[Any, list[float]] = {key: [] for key in works}
+    for run in range(warm_up + runs):
+        for key, work in works.items():
+            began = time.perf_counter()
+            work()
+            if run >= warm_up:
+                times[key].append(time.perf_counter() - began)
+    return times
+
+
+def over(took: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
+    """The shortest time and the median, of a work and of its floor, and the same of their ratio, run by run."""
+    ratios = [a / b for a, b in zip(took, floor, strict=True)]
+    return {
+        "seconds": {"minimum": min(took), "median": statistics.median(took)},
+        "floor": {"minimum": min(floor), "median": statistics.median(floor)},
+        "ratio": {"minimum": min(took) / min(floor), "median": statistics.median(ratios)},
+    }
+
+
+def options(doc: str | None, **numbers: int) -> argparse.ArgumentParser:
+    """A command line with these whole numbers and their defaults, ``--json FILE`` and ``--show FILE``."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    for key, default in numbers.items():
+        parser.add_argument(f"--{key}", type=int, default=default)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurement in FILE")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the measurement kept in FILE, and stop")
+    return parser
+
+
+def measurement(settings: Mapping[str, Any], device: str = "cpu", **facts: Any) -> dict[str, Any]:
+    """The facts of a measurement, with the machine, the versions and the code they were measured with."""
+    return {
+        "schema": 1,
+        "settings": dict(settings),
+        "hardware": results.hardware(device),
+        "versions": results.versions(),
+        "commit": results.commit(),
+        "code": code_hash(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+
+
+def threads(facts: Mapping[str, Any]) -> str:
+    """The threads and the processor (or GPU) of a measurement, for a caption."""
+    machine = facts["hardware"]
+    count = machine["threads"]
+    return f"{count} thread{'' if count == 1 else 's'} of {machine.get('gpu') or machine['cpu']}"
+
+
+def report(facts: dict[str, Any], table: results.Table, file: Path | None) -> None:
+    """Print the table, and keep it with the facts in ``file``, for ``--show`` and for a page of the book."""
+    numbers = [column for column in table.columns if column in table.numbers]
+    facts["table"] = {"rows": table.rows, "columns": table.columns, "caption": table.caption, "numbers": numbers}
+    print(table._repr_markdown_())
+    if file:
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def show(file: Path) -> None:
+    """Print the table that was kept."""
+    print(results.Table(**json.loads(file.read_text(encoding="utf-8"))["table"])._repr_markdown_())
