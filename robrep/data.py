@@ -236,6 +236,11 @@ def as_float(x: Tensor) -> Tensor:
     return x.to(torch.float32).div_(255)
 
 
+def floats(x: Tensor) -> Tensor:
+    """What a network is fed: uint8 images by :func:`as_float`, everything else as it is."""
+    return as_float(x) if x.dtype == torch.uint8 else x
+
+
 def label_subset(
     y: Tensor, count: int, *, classes: int | Sequence[str], balanced: bool = True, seed: int = 0
 ) -> Tensor:

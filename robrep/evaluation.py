@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robrep.attacks import Threat, attack_mode
 from robrep.attacks.threats import check_count
 from robrep.checks import check_images, check_labels, positive_int
-from robrep.data import as_float
+from robrep.data import floats
 from robrep.files import atomic_write, code_hash, digest
 from robrep.heads import device_of
 from robrep.objectives import draws_noise, predict
@@ -371,8 +371,7 @@ def evaluate(
 
 
 def _images(x: Examples, ids: Tensor) -> Tensor:
-    batch = x[ids]
-    return as_float(batch) if batch.dtype == torch.uint8 else check_images(batch)
+    return check_images(floats(x[ids]))
 
 
 def _words(attack: SuiteAttack, threat: Threat, model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode, random_objective
 from robrep.checks import check_labels, positive_int
-from robrep.data import as_float
+from robrep.data import floats
 from robrep.gaussians import Gaussian, wide
 from robrep.losses import cross_entropy
 from robrep.randomness import fold, noise
@@ -43,8 +43,7 @@ def encode(encoder: nn.Module, x: Examples, batch_size: int = 500) -> Code:
     device, codes = device_of(encoder), []
     with attack_mode(encoder):
         for ids in torch.arange(len(x)).split(batch_size):
-            batch = x[ids]
-            codes.append(encoder((as_float(batch) if batch.dtype == torch.uint8 else batch).to(device)))
+            codes.append(encoder(floats(x[ids]).to(device)))
     if isinstance(codes[0], Gaussian):
         return Gaussian(*(torch.cat(part) for part in zip(*codes, strict=True)))
     return torch.cat(codes)

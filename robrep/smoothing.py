@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import attack_mode
 from robrep.checks import check_images, check_labels, nonnegative, positive_int
-from robrep.data import as_float
+from robrep.data import floats
 from robrep.evaluation import wilson
 from robrep.gaussians import wide
 from robrep.heads import device_of
@@ -160,7 +160,7 @@ def votes(
     with Progress(progress or "", len(x), "image", show=progress is not None) as bar, attack_mode(model):
         for at in torch.arange(len(x)).split(max(1, batch_size // CHUNK)):
             batch = x[at]
-            images = (as_float(batch) if batch.dtype == torch.uint8 else check_images(batch)).to(device)
+            images = check_images(floats(batch)).to(device)
             total: Tensor | int = 0
             for chunk in range(math.ceil(n / CHUNK)):
                 stream, keep = fold(seed, "votes", chunk), min(CHUNK, n - chunk * CHUNK)

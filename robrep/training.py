@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.checks import check_images, check_labels, nonnegative, one_of, positive_int
-from robrep.data import as_float
+from robrep.data import floats
 from robrep.files import atomic_write, code_hash, digest
 from robrep.progress import Progress
 from robrep.randomness import fold, permutation
@@ -266,8 +266,7 @@ def _step(
     """One step of gradient descent on the examples ``ids``: the loss terms before it, and their sum ``loss``."""
     for group in updater.param_groups:
         group["lr"] = rate
-    inputs = x[ids if isinstance(x, Tensor) else ids.cpu()]
-    inputs = as_float(inputs) if inputs.dtype == torch.uint8 else inputs
+    inputs = floats(x[ids if isinstance(x, Tensor) else ids.cpu()])
     terms = method(inputs.to(fabric.device), y[ids], ids, seed)
     loss = torch.stack(list(terms.values())).sum()
     updater.zero_grad(set_to_none=True)
