@@ -497,6 +497,22 @@ def test_a_table_is_accessible_and_has_no_colours_of_its_own():
     assert repr(table).splitlines()[1].startswith("a < b") and len(table) == 2
 
 
+def test_a_link_is_a_cell_and_a_fold_holds_tables():
+    table = results.Table([[results.Link("a | b & c", "#x?y=1&z"), 1]], ["What", "n"], caption="Links")
+    assert (
+        '<td style="text-align:left;white-space:normal;min-width:5em"><a href="#x?y=1&amp;z">a | b &amp; c</a></td>'
+        in (table._repr_html_())
+    )
+    assert "| [a \\| b & c](#x?y=1&z) | 1 |" in table._repr_markdown_() and "a | b & c" in repr(table)
+    fold = results.Fold("One <table>", "Some text & more.", table)
+    text = fold._repr_html_()
+    assert text.startswith(
+        '<details class="robrep-fold"><summary>One &lt;table&gt;</summary>\n<p>Some text &amp; more.</p>'
+    )
+    assert text.endswith("</details>") and table._repr_html_() in text
+    assert repr(fold).startswith("One <table>\n\nSome text & more.\n\nWhat")
+
+
 def test_a_crooked_table_is_refused():
     with pytest.raises(ValueError, match=r"rows\[0\] has 1 cells, expected 2"):
         results.Table([["a"]], ["a", "b"])

@@ -39,7 +39,7 @@ from robrep.results.records import (
     runs,
 )
 from robrep.results.schema import SCALES, SCHEMA
-from robrep.results.showing import Metric, Prose, Table, say
+from robrep.results.showing import Fold, Link, Metric, Prose, Table, say
 
 __all__ = [
     "COMPARABLE",
@@ -47,6 +47,8 @@ __all__ = [
     "SCALES",
     "SCHEMA",
     "Count",
+    "Fold",
+    "Link",
     "Metric",
     "Ours",
     "Prose",

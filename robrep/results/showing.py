@@ -102,11 +102,27 @@ class Metric:
         return f"{text}{unit} [{', '.join(ends)}]"
 
 
+class Link(str):
+    """A text that leads somewhere, as a cell of a :class:`Table`.
+
+    Args:
+        text: what is read.
+        href: where it leads: an address, a page, or "#label" for a place on the same page.
+    """
+
+    href: str
+
+    def __new__(cls, text: str, href: str) -> Link:
+        link = super().__new__(cls, text)
+        link.href = href
+        return link
+
+
 class Table:
     """A small table that a notebook, a page and a terminal can all show.
 
     Args:
-        rows: one sequence of cells a row; numbers are shown as they are, format them first.
+        rows: one sequence of cells a row; numbers are shown as they are, format them first. A :class:`Link` leads on.
         columns: names of the columns.
         caption: what the table shows; read out first by a screen reader.
         numbers: names of the columns to align to the right.
@@ -119,7 +135,7 @@ class Table:
         self, rows: Iterable[Sequence[Any]], columns: Sequence[str], *, caption: str = "", numbers: Sequence[str] = ()
     ) -> None:
         self.columns = [str(c) for c in columns]
-        self.rows = [[str(cell) for cell in row] for row in rows]
+        self.rows = [[cell if isinstance(cell, Link) else str(cell) for cell in row] for row in rows]
         self.caption = caption
         self.numbers = frozenset(one_of("numbers", n, self.columns) for n in numbers)
         for i, row in enumerate(self.rows):
@@ -133,7 +149,7 @@ class Table:
         label = html.escape(self.caption or "Table", quote=True)
         head = "".join(f'<th scope="col"{s}>{html.escape(c)}</th>' for c, s in zip(self.columns, side, strict=True))
         body = "".join(
-            "<tr>" + "".join(f"<td{s}>{html.escape(c)}</td>" for c, s in zip(row, side, strict=True)) + "</tr>\n"
+            "<tr>" + "".join(f"<td{s}>{_cell(c)}</td>" for c, s in zip(row, side, strict=True)) + "</tr>\n"
             for row in self.rows
         )
         caption = f'<caption style="caption-side:top;text-align:left">{html.escape(self.caption)}</caption>'
@@ -145,7 +161,7 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+            return "| " + " | ".join(_markdown_cell(c) for c in cells) + " |"
 
         rule = line("---:" if c in self.numbers else "---" for c in self.columns)
         return "\n".join(
@@ -160,6 +176,38 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def _cell(text: str) -> str:
+    """A cell's content as HTML."""
+    words = html.escape(text)
+    return f'<a href="{html.escape(text.href, quote=True)}">{words}</a>' if isinstance(text, Link) else words
+
+
+def _markdown_cell(text: str) -> str:
+    """A cell's content as Markdown."""
+    words = text.replace("|", "\\|")
+    return f"[{words}]({text.href})" if isinstance(text, Link) else words
+
+
+class Fold:
+    """Tables behind one line that opens them, for long pages; a terminal shows all.
+
+    Args:
+        summary: the line.
+        parts: tables, or paragraphs of plain text.
+    """
+
+    def __init__(self, summary: str, *parts: Table | str) -> None:
+        self.summary, self.parts = summary, parts
+
+    def _repr_html_(self) -> str:
+        parts = [p._repr_html_() if isinstance(p, Table) else f"<p>{html.escape(p)}</p>" for p in self.parts]
+        summary = f'<details class="robrep-fold"><summary>{html.escape(self.summary)}</summary>'
+        return "\n".join([summary, *parts, "</details>"])
+
+    def __repr__(self) -> str:
+        return "\n\n".join([self.summary, *(p if isinstance(p, str) else repr(p) for p in self.parts)])
 
 
 class Prose(str):
