@@ -208,7 +208,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if foundation is not None:
-            auto = MaskedAutoEncoder.named(s["preprocessor"], shape[1], shape[0])
+            auto = MaskedAutoEncoder.named(s["preprocessor"], shape[1], shape[0], pool=s["pool"])
             projector = Projector(auto.dim, s["hidden"], s["projection"])
             method: nn.Module = CRoPD(auto, projector, FGSM(), threat, weight=s["weight_cropd"])
             return Built(method, nn.Sequential(auto, Frozen(None, foundation)), (auto.embed,))

@@ -29,6 +29,7 @@ SETTINGS = {
     "critic_widths": (4,),
     "units": 8,
     "preprocessor": "digits",
+    "pool": 8,
     "attack_steps": 2,
     "variance": 0.03,
     "gamma": 100.0,
