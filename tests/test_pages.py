@@ -221,6 +221,21 @@ def test_figures_follow_the_theme(browser: Any, site: Path, name: str) -> None:
         visit.check()
 
 
+@pytest.mark.parametrize(
+    "name", ["book/intro.html", "book/bibliography.html", "book/byo.html", "book/api/attacks.html"]
+)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
+    """axe-core finds nothing serious or critical."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    with Visit(browser, site, name, width=1300, theme=theme) as visit:
+        visit.draw_all()
+        found = Axe().run(visit.page).response["violations"]
+        grave = [rule for rule in found if rule["impact"] in ("serious", "critical")]
+        assert not grave, [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in grave]
+
+
 def test_weight(site: Path) -> None:
     """At most 15 MB beside plotly and MathJax, and these once each."""
     from robrep.site.build import weights

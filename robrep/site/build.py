@@ -28,13 +28,16 @@ MATHJAX_LEFT_OUT = ("all-packages.js", "mhchem.js", "physics.js")
 # Copied by the theme and its extensions, used by no page: maps for debuggers, the fonts' second format, MathJax's
 # loader for another host, scripts for live kernels that are switched off.
 UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "sphinx-thebe.*", "webpack-macros.html", ".buildinfo*", "objects.inv")
-# sphinx-thebe's settings come twice on every page, which is a script error, and its other parts serve live kernels
-UNUSED_HTML = (
-    re.compile(r"""<script[^>]*\bsrc="[^"]*sphinx-thebe[^"]*"[^>]*></script>\s*"""),
-    re.compile(r"""<link[^>]*\bhref="[^"]*sphinx-thebe[^"]*"[^>]*/?>\s*"""),
-    re.compile(r"""<script>const THEBE_JS_URL.*?</script>\s*""", re.DOTALL),
-    re.compile(r"""<script type="text/x-thebe-config">.*?</script>\s*""", re.DOTALL),
-    re.compile(r"""<script>kernelName = .*?</script>\s*""", re.DOTALL),
+REWRITTEN_HTML = (
+    # sphinx-thebe's settings come twice on every page, which is a script error, and its other parts serve live kernels
+    (re.compile(r"""<script[^>]*\bsrc="[^"]*sphinx-thebe[^"]*"[^>]*></script>\s*"""), ""),
+    (re.compile(r"""<link[^>]*\bhref="[^"]*sphinx-thebe[^"]*"[^>]*/?>\s*"""), ""),
+    (re.compile(r"""<script>const THEBE_JS_URL.*?</script>\s*""", re.DOTALL), ""),
+    (re.compile(r"""<script type="text/x-thebe-config">.*?</script>\s*""", re.DOTALL), ""),
+    (re.compile(r"""<script>kernelName = .*?</script>\s*""", re.DOTALL), ""),
+    # what a screen reader needs: a name for the arrow that unfolds a part of the contents, items for a list
+    (re.compile(r"""<summary>(?=<span class="toctree-toggle")"""), '<summary aria-label="Pages of this part">'),
+    (re.compile(r'role="doc-biblioentry"'), 'role="listitem"'),
 )
 
 
@@ -150,14 +153,14 @@ def sphinx(source: Path, output: Path) -> None:
 
 
 def finish(html: Path, root: Path, solutions: bool = True) -> None:
-    """Strip what no page uses, and offer the notebooks for download as they are in the repository, without outputs."""
+    """Strip what no page uses, name what has no name, offer the notebooks for download as the repository has them."""
     for pattern in UNUSED:
         for path in html.rglob(pattern):
             path.unlink()
     for path in html.rglob("*.html"):
         text = path.read_text()
-        for unused in UNUSED_HTML:
-            text = unused.sub("", text)
+        for written, replacement in REWRITTEN_HTML:
+            text = written.sub(replacement, text)
         path.write_text(text)
     for path in (html / "_sources").rglob("*.ipynb"):
         copy_page(root / path.relative_to(html / "_sources"), path, solutions)
