@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from robrep import results
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # (paper, table) -> row -> its numbers in the order of the columns, "-" where the print has none
 SECOND = {
@@ -119,6 +125,81 @@ SECOND = {
     },
 }
 
+# 70 of all 499 numbers, drawn by random.Random(9).sample(range(499), 70) with the papers in alphabetical order, then
+# read once more in the papers with their spreads: paper | table | row | column | number
+DRAWN = """
+gowal2021 | text | BYORL, l2, all labels, further images | CIFAR-10 / Robust | 77.61
+gowal2021 | text | Engstrom et al. (2019) | CIFAR-10 / Robust | 69.24
+gowal2021 | 1 | BYORL, linf | CIFAR-100 / 1% / Robust | 5.28
+gowal2021 | 1 | BYORL, linf | CIFAR-100 / 100% / Robust | 14.82
+gowal2021 | 1 | UAT-FT, linf | CIFAR-100 / 1% / Robust | 2.18
+gowal2021 | 1 | UAT-FT, linf | CIFAR-100 / 100% / Robust | 7.21
+gowal2021 | 2 | BYORL, clean head | CIFAR-10 / Robust | 77.09
+gowal2021 | 2 | BYORL, AT head | CIFAR-100 / Clean | 48.34
+gowal2021 | 2 | BYORL, clean head | CIFAR-100 / Robust | 27.17
+gowal2021 | 4 | PGD, 5 steps | CIFAR-10 / Robust | 1.05
+gowal2021 | 4 | PGD, 20 steps | CIFAR-10 / Robust | 42.58
+gowal2021 | 5 | BYORL, AT head, linf | ImageNet / 100% / Clean | 65.14
+gowal2021 | 5 | BYORL, AT head, linf | ImageNet / 10% / Robust | 41.58
+gowal2021 | 5 | BYORL, AT head, l2 | ImageNet / 100% / Robust | 65.48
+gowal2021 | 6 | BYORL, AT head | CIFAR-10 / Robust | 52.75
+gowal2021 | 6 | BYORL, clean head | CIFAR-100 / Clean | 39.51
+liu2025 | 1 | Identity | Robust / PGD-10 | 73.46 ± 1.96
+liu2025 | 1 | Identity | Robust / AutoAttack | 45.28 ± 2.14
+liu2025 | 1 | Identity + LoRA | Clean / PGD-20 | 33.55 ± 2.09
+liu2025 | 1 | VAE | Clean / PGD-10 | 57.23 ± 2.18
+liu2025 | 1 | Vanilla | Clean / Natural | 99.31
+liu2025 | 1 | ARAE | Robust / AutoAttack | 81.78 ± 1.67
+liu2025 | 1 | CRoPD, λ = 0.1 | Robust / PGD-20 | 71.10 ± 1.99
+liu2025 | 1 | CRoPD, λ = 1 | Robust / Natural | 96.31
+liu2025 | 2 | Identity | CIFAR-10 / PGD-20 | 1.19 ± 0.21
+liu2025 | 2 | Identity + LoRA | CIFAR-10 / Natural | 88.10
+liu2025 | 2 | Identity + LoRA | CIFAR-10 / PGD-10 | 3.90 ± 0.37
+liu2025 | 2 | CRoPD | CIFAR-10 / AutoAttack | 66.05 ± 0.95
+liu2025 | 2 | Identity | ImagenetTe / PGD-20 | 21.57 ± 1.26
+liu2025 | 2 | Identity + LoRA | ImagenetTe / Natural | 96.97
+liu2025 | 2 | Vanilla | ImagenetTe / Natural | 92.30
+liu2025 | 2 | ARAE | ImagenetTe / AutoAttack | 34.41 ± 1.46
+liu2025 | 2 | Identity | SVHN / Natural | 99.85
+liu2025 | 2 | Identity | SVHN / PGD-10 | 33.60 ± 0.35
+liu2025 | 2 | Identity | CIFAR-100 / PGD-10 | 6.15 ± 0.47
+liu2025 | 2 | VAE | CIFAR-100 / AutoAttack | 13.76 ± 0.67
+liu2025 | 2 | Vanilla | Tiny-Imagenet / PGD-10 | 13.07 ± 0.68
+liu2025 | 2 | ARAE | Tiny-Imagenet / Natural | 67.34
+liu2025 | 8 | Encoder-Only | CIFAR-10 / Clean | 65.58 ± 0.94
+liu2025 | 9 | CRoPD, 50% of the images, λ = 10 | PGD-10 | 25.75 ± 0.84
+liu2025 | 10 | Identity | Clean / PGD-20 | 0.74 ± 0.38
+liu2025 | 10 | Vanilla | Clean / Natural | 98.31
+liu2025 | 10 | Vanilla | Clean / PGD-20 | 0.35 ± 0.25
+liu2025 | 10 | Identity, fine-tuned | Clean / PGD-20 | 0.00 ± 0.00
+liu2025 | 10 | Identity, fine-tuned | Robust / Natural | 97.66
+nguyen2022 | 1 | AT | Adversarial Acc | 98.5 ± 0.2
+nguyen2022 | 1 | VAE + Urkle | Adversarial Acc | 98.0 ± 0.1
+nguyen2022 | 2 | Standard Training | Fully Labeled Data / 8/255 | 0.00
+nguyen2022 | 2 | Standard Training | 5000 Labeled Data / Clean | 79.09
+nguyen2022 | 2 | AT | 5000 Labeled Data / Clean | 64.97
+nguyen2022 | 2 | AT | 5000 Labeled Data / 8/255 | 24.52
+nguyen2022 | 2 | TRADES | 5000 Labeled Data / 16/255 | 7.78
+nguyen2022 | 2 | RoCL | Fully Labeled Data / Clean | 83.71
+nguyen2022 | 2 | RoCL | Fully Labeled Data / 8/255 | 40.27
+nguyen2022 | 2 | SimCLR+Urkle | Fully Labeled Data / Clean | 82.31
+nguyen2022 | 2 | SimCLR+Urkle | Fully Labeled Data / 16/255 | 14.29
+nguyen2022 | 3 | Standard Training | Fully Labeled Data / 8/255 | 0.00
+nguyen2022 | 3 | SimCLR | 5000 Labeled Data / Clean | 53.23
+nguyen2022 | 3 | SimCLR | 1000 Labeled Data / Clean | 44.16
+nguyen2022 | 3 | RoCL | Fully Labeled Data / 8/255 | 22.00
+nguyen2022 | 3 | RoCL | 5000 Labeled Data / 8/255 | 18.86
+nguyen2022 | 3 | RoCL | 5000 Labeled Data / 16/255 | 7.25
+nguyen2022 | 3 | RoCL | 1000 Labeled Data / Clean | 30.23
+nguyen2022 | 3 | SimCLR+Urkle | Fully Labeled Data / 8/255 | 24.82
+nguyen2022 | 3 | SimCLR+Urkle | 1000 Labeled Data / 16/255 | 6.71
+nguyen2022 | 4 | SimCLR + Urkle | Adversarial Acc | 25.69
+zhu2020 | 1 | Hjelm et al. (2018) / Standard | Linear h / Natural | 47.01 ± 0.53
+zhu2020 | 1 | Worst-case MI / Standard | MLP h / Natural | 62.54 ± 0.12
+zhu2020 | 1 | Worst-case MI / Standard (E.S.) | MLP h / Adversarial | 27.53 ± 0.81
+zhu2020 | 1 | Worst-case MI / Robust | MLP h / Natural | 52.34 ± 0.17
+"""
+
 
 @pytest.mark.parametrize("where", SECOND, ids=" ".join)
 def test_two_transcriptions_agree(where: tuple[str, str]) -> None:
@@ -130,8 +211,25 @@ def test_two_transcriptions_agree(where: tuple[str, str]) -> None:
     assert {row: " ".join(numbers) for row, numbers in rows.items()} == SECOND[where]
 
 
+def test_numbers_drawn_at_random_agree_with_a_second_reading_and_so_do_their_spreads() -> None:
+    printed = {(v.paper, v.table, v.row, v.column): str(v) for p in results.papers() for v in results.published(p)}
+    lines = [line.split(" | ") for line in DRAWN.strip().splitlines()]
+    assert len({tuple(line[:4]) for line in lines}) == len(lines) >= 60
+    assert {line[0] for line in lines} == {"gowal2021", "liu2025", "nguyen2022", "zhu2020"}
+    for *cell, number in lines:
+        assert printed[tuple(cell)] == number, cell
+
+
 def test_clean_numbers_have_no_threat() -> None:
     for paper in results.papers():
         for v in results.published(paper):
             clean = v.column.rsplit(" / ", 1)[-1] in ("Natural", "Clean", "Clean Acc")
             assert clean == (v.threat is None), f"{paper}, table {v.table}: {v.row}, {v.column}"
+
+
+def test_the_page_shows_every_paper_and_says_which_has_no_number() -> None:
+    cells = json.loads((ROOT / "book" / "paper_against_ours.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    assert sorted(re.findall(r'^show\("(\w+)"\)$', text, re.M)) == results.papers()
+    assert "cemgil2019" not in results.papers() and "prints no numeric result" in text
+    assert "results.count(values)" in text

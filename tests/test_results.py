@@ -412,7 +412,9 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
         return results.paper_against_ours("nguyen2022", "1")
 
     assert {r[table().columns.index("Status")] for r in table().rows} == {"not run"}
-    assert results.count(results.published("nguyen2022")) == results.Count(122, 0, 0)
+    assert results.count(results.published("nguyen2022")) == results.Count(
+        122, 0, 0, spread=10, compared=0, within=0, commands=64
+    )
     assert len(results.runs_behind("nguyen2022")) == 0
 
     # demo runs and points of a sweep never stand beside a published number
@@ -430,12 +432,62 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
     assert behind[5] == results.runs("vae_urkle", scale="lite", variant="")[0].device
     assert cells(table(), "VAE + Urkle", "Clean Acc")["Gap"] == "0.0"
     assert cells(table(), "AT", "Clean Acc")["Status"] == "not run"
-    assert results.count(results.published("nguyen2022")) == results.Count(122, 0, 2)
+    assert results.count(results.published("nguyen2022")) == results.Count(
+        122, 0, 2, spread=10, compared=2, within=1, commands=64
+    )
 
     write(None, scale="full", metrics={"robust": {"value": 0.981, "unit": "fraction"}})
     row = cells(table(), "VAE + Urkle", "Adversarial Acc")
     assert (row["Status"], row["Ours (%)"], row["Gap"]) == ("re-run at full", "98.1", "+0.1")
-    assert results.count(results.published("nguyen2022")) == results.Count(122, 1, 1)
+    assert results.count(results.published("nguyen2022")) == results.Count(
+        122, 1, 1, spread=10, compared=2, within=2, commands=64
+    )
+
+
+def test_a_gap_of_just_the_spread_is_within_it(book):
+    value = next(v for v in results.published("nguyen2022", table="1") if v.row == "VAE + Urkle" and v.threat)
+    assert results.within(value, None) is None
+    for rate, inside in ((0.981, True), (0.979, True), (0.9811, False), (0.9789, False)):
+        write(None, metrics={"robust": {"value": rate, "unit": "fraction"}})
+        assert results.within(value, results.ours(value)) is inside, rate
+    without = results.published("nguyen2022", table="2")[0]
+    assert without.spread is None and results.within(without, results.ours(value)) is None
+
+
+def test_every_command_is_one_that_its_chapter_understands():
+    from robrep.reproduce import defaults, find_chapter, parse
+
+    for paper in results.papers():
+        for v in results.published(paper):
+            if (line := results.command(v)) is None:
+                assert v.match is None
+                continue
+            words = line.split()
+            assert words[:3] == ["python", "-m", "robrep.reproduce"]
+            given = parse(words[4:], defaults(find_chapter(words[3])))
+            assert given["SCALE"] == "full" and given["DATASET"] == v.dataset
+            assert given.get("ROWS", v.match["row"]) == v.match["row"]
+            assert results.command(v, "lite") == line.replace("SCALE=full", "SCALE=lite")
+
+
+def test_folds_hold_every_number_once_and_say_how_many(book):
+    write(None)
+    folds = results.published_folds("nguyen2022")
+    assert [fold.summary for fold in folds] == [
+        "Table 1: 10 numbers, 10 with a command, 2 re-run",
+        "Table 2: 54 numbers, 54 with a command, 0 re-run",
+        "Table 3: 54 numbers, no command, 0 re-run",
+        "Table 4: 4 numbers, no command, 0 re-run",
+    ]
+    first, commands, behind, note = folds[0].parts
+    assert [len(fold.parts[0]) for fold in folds] == [10, 54, 54, 4] and len(behind) == 1
+    assert note == "Note: The paper names PGD but not its steps, step size or restarts."
+    row = cells(first, "VAE + Urkle", "Adversarial Acc")
+    assert row["Status"] == "re-run at lite (shortened schedule); beyond the printed ±"
+    line = dict(commands.rows)[row["Command"]]
+    assert line == "python -m robrep.reproduce vae_urkle SCALE=lite DATASET=mnist ROWS=vae_urkle"
+    assert cells(first, "TRADES", "Clean Acc")["Status"] == "not run"
+    assert {r[-1] for r in folds[2].parts[0].rows} == {"–"} and "No chapter runs" in folds[2].parts[1]
 
 
 def test_several_seeds_give_their_mean_and_range(book):

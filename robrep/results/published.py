@@ -12,7 +12,7 @@ from robrep.checks import one_of
 from robrep.results.origin import recorded_folder
 from robrep.results.records import Run, runs
 from robrep.results.schema import MATCH, PAPER, THREAT, VALUE, check_fields, check_schema_number, read_json
-from robrep.results.showing import Metric, Table
+from robrep.results.showing import Fold, Metric, Table
 
 #: Scales whose data and task are the paper's own, best first: only these ever stand beside a published number.
 COMPARABLE = ("full", "lite")
@@ -139,13 +139,47 @@ def _over_seeds(metrics: Sequence[Metric]) -> Metric:
     return Metric(mean, min(values), max(values), len(values), first.split, first.unit, "training seeds", first.attack)
 
 
+def command(value: PublishedValue, scale: str = "full") -> str | None:
+    """The line for a terminal that trains and measures what a published number is about; None if no chapter does.
+
+    Args:
+        value: the number.
+        scale: "full" or "lite".
+    """
+    if value.match is None:
+        return None
+    words = [value.match["chapter"], f"SCALE={scale}", f"DATASET={value.dataset}", value.match.get("options", "")]
+    return " ".join(["python -m robrep.reproduce", *filter(None, words)])
+
+
+def within(value: PublishedValue, answer: Ours | None) -> bool | None:
+    """Whether our number is at most the printed ± away from the printed one; None without a ± or without a run."""
+    if answer is None or value.spread is None:
+        return None
+    return abs(answer.metric.value - value.value) <= value.spread + 1e-9  # 98.1 - 98.0 is a little more than 0.1
+
+
 @dataclass(frozen=True)
 class Count:
-    """How many published numbers there are, and how many were re-run at each comparable scale."""
+    """How many published numbers there are, and how many were re-run at each comparable scale.
+
+    Attributes:
+        published: all numbers.
+        full: those re-run at the papers' own scale.
+        lite: those re-run with a shortened schedule.
+        spread: those printed with a ±.
+        compared: those printed with a ± and re-run.
+        within: those of them whose gap is at most the printed ±.
+        commands: those that a chapter can run, see :func:`command`.
+    """
 
     published: int
     full: int
     lite: int
+    spread: int = 0
+    compared: int = 0
+    within: int = 0
+    commands: int = 0
 
     @property
     def rerun(self) -> int:
@@ -154,10 +188,20 @@ class Count:
 
 
 def count(values: Iterable[PublishedValue], *, folder: str | os.PathLike[str] | None = None) -> Count:
-    """Count published numbers and those among them that a recorded run answers."""
+    """Count published numbers, those among them that a recorded run answers, and those that it answers within the ±."""
+    values = list(values)
     answers = [ours(v, folder=folder) for v in values]
     scales = [a.runs[0].scale for a in answers if a]
-    return Count(len(answers), scales.count("full"), scales.count("lite"))
+    judged = [within(v, a) for v, a in zip(values, answers, strict=True)]
+    return Count(
+        len(answers),
+        scales.count("full"),
+        scales.count("lite"),
+        spread=sum(v.spread is not None for v in values),
+        compared=sum(j is not None for j in judged),
+        within=sum(j is True for j in judged),
+        commands=sum(v.match is not None for v in values),
+    )
 
 
 def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os.PathLike[str] | None = None) -> Table:
@@ -189,6 +233,57 @@ def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os
         caption=f"{_which(values)} of {published_title(paper)}: published and recorded",
         numbers=("Paper (%)", "Ours (%)", "Gap"),
     )
+
+
+def published_folds(paper: str, *, folder: str | os.PathLike[str] | None = None) -> list[Fold]:
+    """All of a paper's numbers, one fold for each of its tables: numbers, gaps, commands, runs and notes.
+
+    Args:
+        paper: the paper's key.
+        folder: read recorded runs from this folder alone.
+
+    Raises:
+        ValueError: the paper is unknown, or a file breaks its schema.
+    """
+    folds = []
+    for table in dict.fromkeys(v.table for v in published(paper)):
+        values = published(paper, table=table)
+        letters: dict[str, str] = {}
+        rows = []
+        for v in values:
+            answer = ours(v, folder=folder)
+            line = command(v, answer.runs[0].scale if answer else "full")
+            letter = letters.setdefault(line, _letter(len(letters))) if line else "–"
+            rows.append([v.row, v.column, str(v), *_answer(v, answer), _judged(v, answer), letter])
+        name = "the running text" if table == "text" else f"Table {table}"
+        columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status", "Command"]
+        parts: list[Table | str] = [
+            Table(rows, columns, caption=f"Numbers of {name}", numbers=("Paper (%)", "Ours (%)", "Gap"))
+        ]
+        if letters:
+            lines = [[letter, line] for line, letter in letters.items()]
+            parts.append(Table(lines, ["Command", "Line"], caption=f"Commands that run {name} again"))
+        else:
+            parts.append("No chapter runs these numbers yet.")
+        if len(behind := runs_behind(paper, table, folder=folder)):
+            parts.append(behind)
+        parts += [f"Note: {note}" for note in dict.fromkeys(v.note for v in values if v.note)]
+        c = count(values, folder=folder)
+        title = name[0].upper() + name[1:]
+        runnable = f"{c.commands} with a command" if c.commands else "no command"
+        folds.append(Fold(f"{title}: {c.published} numbers, {runnable}, {c.rerun} re-run", *parts))
+    return folds
+
+
+def _letter(i: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
+
+
+def _judged(value: PublishedValue, answer: Ours | None) -> str:
+    """The status, and whether the gap is within the printed ±."""
+    inside = within(value, answer)
+    return status(answer) + ("" if inside is None else f"; {'within' if inside else 'beyond'} the printed ±")
 
 
 def _which(values: Sequence[PublishedValue]) -> str:

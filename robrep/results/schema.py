@@ -85,7 +85,7 @@ VALUE = {
     "match": _Field((dict,), True),
 }
 THREAT = {"norm": _TEXT, "eps": _NUMBER}
-MATCH = {"chapter": _TEXT, "row": _TEXT, "metric": _TEXT, "variant": _MAYBE_TEXT}
+MATCH = {"chapter": _TEXT, "row": _TEXT, "metric": _TEXT, "variant": _MAYBE_TEXT, "options": _MAYBE_TEXT}
 
 
 def check_fields(facts: Any, schema: Mapping[str, _Field], where: str, path: str) -> None:
