@@ -173,7 +173,10 @@ FINGERPRINT = """box => [...box.querySelectorAll('.cartesianlayer, .infolayer, .
 
 @pytest.mark.parametrize("name", chapter_names())
 def test_sliders_move_their_figures(browser: Any, site: Path, name: str) -> None:
-    """Each figure's slider, moved with the mouse to its last step (its first, if it starts at the last), changes it."""
+    """Each figure's slider, moved with the mouse to its last step (its first, if it starts at the last), changes it.
+
+    So does a key that moves it to the other end.
+    """
     with Visit(browser, site, name, width=1440) as visit:
         visit.draw_all()
         boxes = visit.page.locator(".robrep-figure:visible:has(.slider-rail-touch-rect)")
@@ -192,6 +195,12 @@ def test_sliders_move_their_figures(browser: Any, site: Path, name: str) -> None
             visit.page.wait_for_timeout(400)
             after = box.evaluate(FINGERPRINT)
             assert before != after, f"figure not moved by its slider: {box.get_attribute('aria-label')}"
+            key = box.locator("input.robrep-control").first
+            assert int(key.input_value()) == (0 if at_last else len(slider["steps"]) - 1), "the two controls agree"
+            key.focus()
+            visit.page.keyboard.press("End" if at_last else "Home")
+            visit.page.wait_for_timeout(400)
+            assert box.evaluate(FINGERPRINT) != after, f"no key moves this: {box.get_attribute('aria-label')}"
         visit.check()
 
 

@@ -97,6 +97,48 @@
     return result;
   }
 
+  // Plotly's sliders and menus answer to a pointer alone. Each gets a native control for keys and screen readers, unseen:
+  // the style sheet outlines the figure whose control has the focus.
+  function addControls(Plotly, stage, box) {
+    const run = (step) => Plotly[step.method ?? "restyle"](stage, ...step.args);
+    const words = (html) => html.replace(/<[^>]*>/g, "").replace(/[\s=:]+$/, "");
+    const add = (tag, label) => {
+      const control = document.createElement(tag);
+      control.className = "robrep-control";
+      control.setAttribute("aria-label", label);
+      box.append(control);
+      return control;
+    };
+    (stage.layout.sliders ?? []).forEach(({ steps, active = 0, currentvalue }, index) => {
+      const range = add("input", words(currentvalue?.prefix ?? "") || "slider");
+      const show = (at) => {
+        range.value = at;
+        range.setAttribute("aria-valuetext", words(steps[at].label));
+      };
+      Object.assign(range, { type: "range", min: 0, max: steps.length - 1, step: 1 });
+      show(active);
+      range.addEventListener("input", async () => {
+        const at = Number(range.value);
+        show(at);
+        await run(steps[at]);
+        await Plotly.relayout(stage, { [`sliders[${index}].active`]: at });
+      });
+      stage.on("plotly_sliderchange", ({ slider, step }) => slider._index === index && show(step._index));
+    });
+    (stage.layout.updatemenus ?? []).forEach(({ buttons, active = 0 }, index) => {
+      const select = add("select", "shown in the figure");
+      select.append(...buttons.map(({ label }) => new Option(words(label))));
+      select.selectedIndex = active;
+      select.addEventListener("change", async () => {
+        await run(buttons[select.selectedIndex]);
+        await Plotly.relayout(stage, { [`updatemenus[${index}].active`]: select.selectedIndex });
+      });
+      stage.on("plotly_buttonclicked", ({ menu, active: at }) => {
+        if (menu._index === index) select.selectedIndex = at;
+      });
+    });
+  }
+
   async function draw(box) {
     const { data, layout, frames } = JSON.parse(box.querySelector("script").textContent);
     const Plotly = await loadPlotly();
@@ -104,6 +146,7 @@
     box.append(stage);
     const config = { responsive: true, displaylogo: false, displayModeBar: isNarrow(box) ? false : "hover" };
     await Plotly.newPlot(stage, { data, layout: arranged(data, layout, box), frames, config });
+    addControls(Plotly, stage, box);
     box.style.minHeight = "";
     box.dataset.drawn = themeName();
     box.redraw = async () => {
