@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,18 +112,21 @@ def ours(value: PublishedValue, *, folder: str | os.PathLike[str] | None = None)
     Runs at ``demo`` or ``smoke`` never answer a published number. With one seed the interval spans the test images;
     with several the value is their mean and the interval runs from the lowest to the highest seed.
     """
-    if value.match is None:
-        return None
-    match = value.match
+    return answers([value], folder=folder)[0]
+
+
+def answers(values: Iterable[PublishedValue], *, folder: str | os.PathLike[str] | None = None) -> list[Ours | None]:
+    """:func:`ours` for many numbers, with every record read once."""
+    values = list(values)
+    chapters = dict.fromkeys(v.match["chapter"] for v in values if v.match is not None)
+    recorded = {chapter: runs(chapter, folder=folder) for chapter in chapters}
+    return [None if v.match is None else _answer_among(v, v.match, recorded[v.match["chapter"]]) for v in values]
+
+
+def _answer_among(value: PublishedValue, match: Mapping[str, str], recorded: Sequence[Run]) -> Ours | None:
+    wanted = (value.dataset, match["row"], match.get("variant", ""))
     for scale in COMPARABLE:
-        found = runs(
-            match["chapter"],
-            scale=scale,
-            dataset=value.dataset,
-            row=match["row"],
-            variant=match.get("variant", ""),
-            folder=folder,
-        )
+        found = [r for r in recorded if r.scale == scale and (r.dataset, r.row, r.variant) == wanted]
         found = [r for r in found if match["metric"] in r.metrics]
         if found:
             metrics = [r[match["metric"]] for r in found]
@@ -190,11 +193,14 @@ class Count:
 def count(values: Iterable[PublishedValue], *, folder: str | os.PathLike[str] | None = None) -> Count:
     """Count published numbers, those among them that a recorded run answers, and those that it answers within the ±."""
     values = list(values)
-    answers = [ours(v, folder=folder) for v in values]
-    scales = [a.runs[0].scale for a in answers if a]
-    judged = [within(v, a) for v, a in zip(values, answers, strict=True)]
+    return _count(values, answers(values, folder=folder))
+
+
+def _count(values: Sequence[PublishedValue], found: Sequence[Ours | None]) -> Count:
+    scales = [a.runs[0].scale for a in found if a]
+    judged = [within(v, a) for v, a in zip(values, found, strict=True)]
     return Count(
-        len(answers),
+        len(values),
         scales.count("full"),
         scales.count("lite"),
         spread=sum(v.spread is not None for v in values),
@@ -222,8 +228,7 @@ def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os
     values = published(paper, table=table)
     several = len({v.table for v in values}) > 1
     rows = []
-    for v in values:
-        answer = ours(v, folder=folder)
+    for v, answer in zip(values, answers(values, folder=folder), strict=True):
         cells = [v.row, v.column, str(v), *_answer(v, answer), status(answer)]
         rows.append([v.table, *cells] if several else cells)
     columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status"]
@@ -245,34 +250,37 @@ def published_folds(paper: str, *, folder: str | os.PathLike[str] | None = None)
     Raises:
         ValueError: the paper is unknown, or a file breaks its schema.
     """
-    folds = []
-    for table in dict.fromkeys(v.table for v in published(paper)):
-        values = published(paper, table=table)
-        letters: dict[str, str] = {}
-        rows = []
-        for v in values:
-            answer = ours(v, folder=folder)
-            line = command(v, answer.runs[0].scale if answer else "full")
-            letter = letters.setdefault(line, _letter(len(letters))) if line else "–"
-            rows.append([v.row, v.column, str(v), *_answer(v, answer), _judged(v, answer), letter])
-        name = "the running text" if table == "text" else f"Table {table}"
-        columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status", "Command"]
-        parts: list[Table | str] = [
-            Table(rows, columns, caption=f"Numbers of {name}", numbers=("Paper (%)", "Ours (%)", "Gap"))
-        ]
-        if letters:
-            lines = [[letter, line] for line, letter in letters.items()]
-            parts.append(Table(lines, ["Command", "Line"], caption=f"Commands that run {name} again"))
-        else:
-            parts.append("No chapter runs these numbers yet.")
-        if len(behind := runs_behind(paper, table, folder=folder)):
-            parts.append(behind)
-        parts += [f"Note: {note}" for note in dict.fromkeys(v.note for v in values if v.note)]
-        c = count(values, folder=folder)
-        title = name[0].upper() + name[1:]
-        runnable = f"{c.commands} with a command" if c.commands else "no command"
-        folds.append(Fold(f"{title}: {c.published} numbers, {runnable}, {c.rerun} re-run", *parts))
-    return folds
+    every = published(paper)
+    pairs = list(zip(every, answers(every, folder=folder), strict=True))
+    return [
+        _fold(table, [pair for pair in pairs if pair[0].table == table])
+        for table in dict.fromkeys(v.table for v in every)
+    ]
+
+
+def _fold(table: str, pairs: Sequence[tuple[PublishedValue, Ours | None]]) -> Fold:
+    values, found = [v for v, _ in pairs], [a for _, a in pairs]
+    letters: dict[str, str] = {}
+    rows = []
+    for v, answer in pairs:
+        line = command(v, answer.runs[0].scale if answer else "full")
+        letter = letters.setdefault(line, _letter(len(letters))) if line else "–"
+        rows.append([v.row, v.column, str(v), *_answer(v, answer), _judged(v, answer), letter])
+    name = "The running text" if table == "text" else f"Table {table}"
+    about = f"{name} of {published_title(values[0].paper)}"
+    columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status", "Command"]
+    parts: list[Table | str] = [Table(rows, columns, caption=about, numbers=("Paper (%)", "Ours (%)", "Gap"))]
+    if letters:
+        lines = [[letter, line] for line, letter in letters.items()]
+        parts.append(Table(lines, ["Command", "Line"], caption=f"Commands that run it again: {about}"))
+    else:
+        parts.append("No chapter runs these numbers yet.")
+    if any(found):
+        parts.append(_runs_table(values, found, f"The runs behind our numbers: {about}"))
+    parts += [f"Note: {note}" for note in dict.fromkeys(v.note for v in values if v.note)]
+    c = _count(values, found)
+    runnable = f"{c.commands} with a command" if c.commands else "no command"
+    return Fold(f"{name}: {c.published} numbers, {runnable}, {c.rerun} re-run", *parts)
 
 
 def _letter(i: int) -> str:
@@ -308,9 +316,12 @@ def runs_behind(paper: str, table: str | None = None, *, folder: str | os.PathLi
         One row for each method that was run, with attack, data, seeds, minutes a run, hardware, commit and date.
     """
     values = published(paper, table=table)
+    return _runs_table(values, answers(values, folder=folder), "The runs behind our numbers")
+
+
+def _runs_table(values: Sequence[PublishedValue], found: Sequence[Ours | None], caption: str) -> Table:
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for v in values:
-        answer = ours(v, folder=folder)
+    for v, answer in zip(values, found, strict=True):
         if answer is None:
             continue
         first, attack = answer.runs[0], answer.metric.attack
@@ -332,9 +343,7 @@ def runs_behind(paper: str, table: str | None = None, *, folder: str | os.PathLi
         if attack and attack not in row[1]:
             row[1] += f"; {attack}" if row[1] else attack
     columns = ["Method", "Attack", "Data", "Seeds", "Minutes each", "Hardware", "Commit", "Date"]
-    return Table(
-        rows.values(), columns, caption="The runs behind our numbers", numbers=("Seeds", "Minutes each", "Date")
-    )
+    return Table(rows.values(), columns, caption=caption, numbers=("Seeds", "Minutes each", "Date"))
 
 
 def status(answer: Ours | None) -> str:
