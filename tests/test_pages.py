@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -245,10 +248,40 @@ def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
         assert not grave, [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in grave]
 
 
+def test_search_finds(browser: Any, site: Path) -> None:
+    """A word of one chapter leads to that chapter (excerpts come only from a server, not from files)."""
+    with Visit(browser, site, "search.html", width=1300) as visit:
+        visit.page.goto((site / "search.html").resolve().as_uri() + "?q=Wasserstein")
+        visit.page.wait_for_selector("#search-results li")
+        assert visit.page.locator("#search-results li a[href*='smooth_encoders.html']").count()
+
+
+def test_no_dead_link_inside(site: Path) -> None:
+    """Every link to a page of the site, and to a place on it, leads there."""
+    anchors: dict[Path, set[str]] = {}
+    dead, count = set(), 0
+    for page in site.rglob("*.html"):
+        for link in re.findall(r'<a[^>]*\bhref="([^"]+)"', page.read_text()):
+            if re.match(r"[a-z]+:", link):
+                continue
+            count += 1
+            name, _, place = unquote(unescape(link)).partition("#")
+            target = (page.parent / name.partition("?")[0]).resolve() if name else page
+            if not target.exists():
+                dead.add((page.name, link))
+            elif place and target.suffix == ".html":
+                if target not in anchors:
+                    anchors[target] = set(re.findall(r'\bid="([^"]+)"', target.read_text()))
+                if place not in anchors[target]:
+                    dead.add((page.name, link))
+    assert count > 1000 and not dead
+
+
 def test_weight(site: Path) -> None:
-    """At most 15 MB beside plotly and MathJax, and these once each."""
+    """At most 15 MB beside plotly and MathJax, these once each, and no page above 2 MB."""
     from robrep.site.build import weights
 
     assert weights(site)["pages"] <= 15
+    assert max(page.stat().st_size for page in site.rglob("*.html")) <= 2e6
     for script in ("plotly.min.js", "tex-mml-chtml.js"):
         assert len(list(site.rglob(script))) == 1
