@@ -31,6 +31,7 @@ MADE = {
         correlated_gaussians_ratio(*correlated_gaussians(64, 2, 1.0, seed=0), 1.0), [-3, 0, 3], 1.0
     ),
     "toy": lambda: figures.linear_vulnerability_slider(angles=[0, 45, 90], radii=[0, 0.5, 1.0]),
+    "toy, radius": lambda: figures.linear_vulnerability_slider(angles=[0, 45, 90], radii=[0.1, 1.0], slider="radius"),
     "cases": lambda: figures.bounds_of_cases(CASES, [c.value for c in CASES]),
     "scatter": lambda: figures.vulnerability_against_gap(MODELS),
     "pairs": lambda: figures.information_pairs(MODELS, classes=10),
@@ -40,7 +41,8 @@ MADE = {
 SAID = {
     "estimates": "dimension 2, DV: 0.50 at 0.5, 1.60 at 2",
     "slip": "True information 1.00",
-    "toy": "at 0 degrees and radius 0.5",
+    "toy": "at 0° and radius 0.5",
+    "toy, radius": "at radius 0.1 and 45°",
     "cases": "in 3; F(AG) is always the larger",
     "scatter": "standard: RV 1.00 to 1.00, gap 90 to 90 points",
     "pairs": "adversarial training: worst case 0.80, normal 1.00",
@@ -69,6 +71,10 @@ def test_toy_shows_the_formula() -> None:
     v = linear_vulnerability(w, torch.tensor([1.5, 0.0]), EYE, 0.5)
     high, value, low = (trace.y[1] for trace in fig.frames[1].data)
     assert (low, value, high) == pytest.approx((v.low, v.value, v.high), rel=1e-3)
+    turned = figures.linear_vulnerability_slider(angles=[0, 45, 90], radii=[0.5], slider="radius")
+    assert [trace.y[1] for trace in turned.data] == [high, value, low]
+    with pytest.raises(ValueError, match="slider is 'size'"):
+        figures.linear_vulnerability_slider(angles=[0], radii=[0.5], slider="size")
 
 
 def test_ceiling_is_fano() -> None:

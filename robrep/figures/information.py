@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robrep.checks import positive_int
+from robrep.checks import one_of, positive_int
 from robrep.figures.base import (
     BLUE,
     GREEN,
@@ -125,19 +125,31 @@ def released_slip(scores: Tensor, shifts: Sequence[float], truth: float) -> Figu
 
 
 def linear_vulnerability_slider(
-    *, angles: Sequence[float], radii: Sequence[float], distance: float = 1.5, p: float = math.inf
+    *,
+    angles: Sequence[float],
+    radii: Sequence[float],
+    slider: str = "angle",
+    distance: float = 1.5,
+    p: float = math.inf,
 ) -> Figure:
-    """Theorem 3.2 in the plane: RV of sgn(w.x) and its bounds against the radius; the slider turns w away from theta.
+    """Theorem 3.2 in the plane: RV of sgn(w.x) and its bounds, with angle and radius on the axis and on the slider.
 
     Args:
         angles: degrees between w and theta, which lies on the first axis.
         radii: of the adversary.
+        slider: what the slider moves, "angle" or "radius"; the other is the horizontal axis.
         distance: length of theta; the covariance is the identity.
         p: the norm of the ball.
+
+    Raises:
+        ValueError: ``slider`` is neither.
     """
     import plotly.graph_objects as go
 
     theta, covariance = torch.tensor([distance, 0.0]), torch.eye(2)
+    turning = one_of("slider", slider, ("angle", "radius")) == "angle"
+    along, steps = (radii, angles) if turning else (angles, radii)
+    axis, label = ("radius ε of the adversary", "radius %{x}") if turning else ("angle of w to θ, degrees", "%{x}°")
 
     def at(angle: float, eps: float) -> LinearVulnerability:
         w = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
@@ -149,35 +161,34 @@ def linear_vulnerability_slider(
         "F(AG/2), lower bound": (GREEN, "dot", "low"),
     }
     frames, told = {}, []
-    for angle in angles:
-        cases = [at(angle, eps) for eps in radii]
-        frames[f"{angle:g}°"] = [
+    for step in steps:
+        cases = [at(step, each) if turning else at(each, step) for each in along]
+        position = f"{step:g}°" if turning else f"{step:g}"
+        frames[position] = [
             go.Scatter(
-                x=rounded(list(radii)),
+                x=rounded(list(along)),
                 y=rounded([getattr(c, key) for c in cases]),
                 name=name,
                 mode="lines",
                 line={"color": color, "dash": dash, "width": 3 if key == "value" else 2},
                 customdata=rounded([[c.gap, c.risk] for c in cases]),
-                hovertemplate="radius %{x}<br>%{y:.4f} nats<br>gap %{customdata[0]:.3f}, risk %{customdata[1]:.3f}"
+                hovertemplate=label + "<br>%{y:.4f} nats<br>gap %{customdata[0]:.3f}, risk %{customdata[1]:.3f}"
                 f"<extra>{name}</extra>",
             )
             for name, (color, dash, key) in lines.items()
         ]
-        if angle in (angles[0], angles[-1]):
-            middle = cases[len(cases) // 2]
-            told.append(
-                f"at {angle:g} degrees and radius {radii[len(radii) // 2]:.2g}: {middle.low:.3f} to {middle.value:.3f} "
-                f"to {middle.high:.3f}"
-            )
+        if step in (steps[0], steps[-1]):
+            middle, where = cases[len(cases) // 2], along[len(cases) // 2]
+            place = f"{position} and radius {where:.2g}" if turning else f"radius {position} and {where:.2g}°"
+            told.append(f"at {place}: {middle.low:.3f} to {middle.value:.3f} to {middle.high:.3f}")
     fig = new_figure(
-        f"Exact vulnerability between its bounds, in nats, against the radius: {'; '.join(told)}.", height=500
+        f"Exact vulnerability between its bounds, in nats, against the {axis}: {'; '.join(told)}.", height=500
     )
     fig.add_traces(next(iter(frames.values())))
-    fig.update_xaxes(title_text="radius ε of the adversary", range=rounded([0, max(radii)]))
+    fig.update_xaxes(title_text=axis, range=rounded([0, max(along)]))
     fig.update_yaxes(title_text="nats", range=[-0.02, math.log(2) * 1.08])
     reference_line(fig, y=math.log(2), text="ln 2: all that one bit holds")
-    add_slider(fig, frames, range(3), "angle of w to θ: ")
+    add_slider(fig, frames, range(3), "angle of w to θ: " if turning else "radius ε = ")
     return fig
 
 
