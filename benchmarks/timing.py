@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from robrep import results
 from robrep.files import atomic_write, code_hash
 
@@ -31,14 +33,18 @@ def keep_memory() -> bool:
 
 
 def take_turns(works: Mapping[Any, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[Any, list[float]]:
-    """Seconds of each work in each of ``runs`` rounds, after ``warm_up`` rounds that do not count."""
+    """Seconds of each work in each of ``runs`` rounds, after ``warm_up`` rounds that do not count.
+
+    On one thread of a processor they are seconds of its time, so that what else runs on the machine does not count.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[Any, list[float]] = {key: [] for key in works}
     for run in range(warm_up + runs):
         for key, work in works.items():
-            began = time.perf_counter()
+            began = clock()
             work()
             if run >= warm_up:
-                times[key].append(time.perf_counter() - began)
+                times[key].append(clock() - began)
     return times
 
 
