@@ -15,6 +15,7 @@ from __future__ import annotations
 from robrep.exercises import (  # noqa: F401  (each registers its exercises)
     attacks,
     byorl,
+    comparison,
     cropd,
     simclr_urkle,
     smooth_encoders,

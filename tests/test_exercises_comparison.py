@@ -1,0 +1,62 @@
+"""The exercises on the comparison: each passes with its solution and meets mistakes with the fitting hint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from robrep.comparison import passes
+from robrep.exercises import EXERCISES, check
+
+
+def ratio(z, z_adv, y, length=lambda v: v.norm(dim=1)):
+    means = torch.stack([z[y == k].mean(0) for k in y.unique()])
+    return length(z_adv - z).mean() / torch.pdist(means).mean()
+
+
+def paired(a, b):
+    return torch.stack([(a - b).mean(), (a - b).min(), (a - b).max()])
+
+
+SOLUTIONS: dict[str, Any] = {
+    "passes": lambda steps: passes("byorl", steps),
+    "moved": ratio,
+    "worst_case": lambda clean, survived: (clean & survived.all(0)).double().mean(),
+    "seeds": paired,
+}
+MISTAKES: list[tuple[str, Any, str]] = [
+    ("passes", lambda steps: steps + 3, "both views are attacked"),
+    ("passes", lambda steps: 2 * steps + 2, "target looks at both"),
+    ("passes", lambda steps: [steps], "one number"),
+    ("moved", lambda z, z_adv, y: (z_adv - z).norm(dim=1).mean(), "divide by the distance"),
+    ("moved", lambda z, z_adv, y: ratio(z, z_adv, y, lambda v: v.square().sum(1)), "not its square"),
+    ("moved", lambda z, z_adv, y: 1 / ratio(z, z_adv, y), "other way round"),
+    ("worst_case", lambda clean, survived: survived.all(0).double().mean(), "wrong before any attack"),
+    ("worst_case", lambda clean, survived: (clean & survived).double().mean(1).min(), "weakest attack"),
+    ("worst_case", lambda clean, survived: (clean & survived.any(0)).double().mean(), "survive all"),
+    ("seeds", lambda a, b: torch.stack([(a - b).mean(), a.min() - b.max(), a.max() - b.min()]), "pair the seeds"),
+    ("seeds", lambda a, b: paired(b, a), "first row minus"),
+    ("seeds", lambda a, b: (a - b).mean(), "three numbers"),
+]
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solution_passes_and_has_mistakes_and_hints(name: str) -> None:
+    assert check(f"comparison.{name}", SOLUTIONS[name], strict=True)
+    assert sum(m[0] == name for m in MISTAKES) >= 2
+    assert len(EXERCISES[f"comparison.{name}"].hints) >= 2
+    assert not check(f"comparison.{name}", ...).answered
+
+
+@pytest.mark.parametrize(("name", "answer", "words"), MISTAKES, ids=[f"{m[0]}-{m[2]}" for m in MISTAKES])
+def test_mistake_gets_the_hint_that_fits(name: str, answer: Any, words: str) -> None:
+    verdict = check(f"comparison.{name}", answer)
+    assert not verdict and verdict.answered and words in verdict.message
+
+
+def test_every_exercise_of_the_chapter_is_tested() -> None:
+    assert {name for name in EXERCISES if name.startswith("comparison.")} == {
+        f"comparison.{name}" for name in SOLUTIONS
+    }
