@@ -1,0 +1,155 @@
+"""What the chapter on CRoPD claims, read from the records behind it: the live run and the committed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robrep import results
+from robrep.encoders import MaskedAutoEncoder, Projector
+from robrep.foundation import Chain, Frozen
+
+SUITE = ("PGD-10", "PGD-20", "APGD-CE", "APGD-T", "FAB-T", "Square")
+
+
+@pytest.fixture
+def recorded(root: Path) -> Path:
+    return root / "book" / "results"
+
+
+def some(folder: Path, row: str, variant: str = "") -> list[results.Run]:
+    found = results.runs("cropd", scale="demo", dataset="digits", row=row, variant=variant, folder=folder)
+    assert found, f"{row} {variant} is not recorded"
+    assert [r.seed for r in found] == list(range(len(found)))
+    return found
+
+
+def three(folder: Path, row: str, variant: str = "") -> list[results.Run]:
+    found = some(folder, row, variant)
+    assert len(found) >= 3
+    return found
+
+
+def mean(found: list[results.Run], metric: str) -> float:
+    return sum(r[metric].value for r in found) / len(found)
+
+
+def check_gap(cropd: results.Run, rival: results.Run) -> None:
+    assert cropd.settings == rival.settings and cropd.settings["eps"] == 0.1 and cropd.settings["weight"] == 1.0
+    assert cropd["worst"].attack == rival["worst"].attack and cropd["worst"].n == rival["worst"].n == 300
+    assert cropd["worst"].value - rival["worst"].value >= 0.15
+    assert cropd["worst"].low > rival["worst"].high, "the intervals touch"
+
+
+def check_attacks(one: results.Run) -> None:
+    assert one["worst"].value <= one["pgd20"].value <= one["pgd10"].value <= one["clean"].value
+    assert one["radius_1"].low <= 0.1, "at radius 1 any image may become any other"
+
+
+@pytest.mark.book
+def test_live_demo_run(demo_results: Path) -> None:
+    live = {
+        row: results.load_run("cropd", results.run_name("demo", "digits", row, 0), folder=demo_results)
+        for row in ("identity", "vanilla", "cropd")
+    }
+    for row in ("identity", "vanilla"):
+        check_gap(live["cropd"], live[row])
+    for one in live.values():
+        check_attacks(one)
+
+
+@pytest.mark.parametrize("rival", ["identity", "vanilla"])
+def test_recorded_runs(recorded: Path, rival: str) -> None:
+    for a, b in zip(three(recorded, "cropd"), three(recorded, rival), strict=True):
+        check_gap(a, b)
+        check_attacks(a)
+        check_attacks(b)
+
+
+def test_arae_lies_between(recorded: Path) -> None:
+    vanilla, arae, cropd = (mean(three(recorded, row), "worst") for row in ("vanilla", "arae", "cropd"))
+    assert vanilla < arae < cropd
+
+
+def test_robustness_is_not_a_cleaner_image(recorded: Path) -> None:
+    """CRoPD rebuilds worse than Vanilla, and most of an attack's length comes out again."""
+    vanilla, cropd = three(recorded, "vanilla"), three(recorded, "cropd")
+    assert mean(cropd, "error") > 3 * mean(vanilla, "error")
+    assert mean(cropd, "gain") > 0.5
+
+
+def test_who_knows_the_preprocessor_breaks_more(recorded: Path) -> None:
+    """Gradients through it are better than those past it, and both better than images made for the bare model."""
+    for one in three(recorded, "cropd"):
+        assert one["worst"].value <= one["pgd20"].value < one["through"].value < one["bare"].value
+
+
+def test_no_attack_of_the_suite_is_below_the_worst_case(recorded: Path) -> None:
+    for one in three(recorded, "cropd"):
+        so_far = [one[f"until_{name}"].value for name in SUITE]
+        assert so_far == sorted(so_far, reverse=True)
+        assert min(one[f"alone_{name}"].value for name in SUITE) >= one["worst"].value
+        assert one["worst"].value == pytest.approx(so_far[-1], abs=0.011)
+
+
+def test_arae_shrinks_what_its_attack_looks_through(recorded: Path) -> None:
+    for one in three(recorded, "arae"):
+        assert one.curves["training_latent"]["y"][-1] < 1e-5
+
+
+def test_with_labels_the_encoder_alone_is_better(recorded: Path) -> None:
+    """Unlike in the paper's Table 8; the page says so."""
+    for alone, cropd in zip(three(recorded, "encoder_only"), three(recorded, "cropd"), strict=True):
+        assert alone["worst"].low > cropd["worst"].high
+
+
+def test_the_four_numbers_of_the_masks(recorded: Path) -> None:
+    for one in some(recorded, "masking"):
+        assert one["averaged_all"].value == pytest.approx(one["single_all"].value, abs=0.011)
+        assert one["unstable_all"].value == 0 < one["unstable_quarter"].value
+        assert one["averaged_quarter"].value <= one["single_quarter"].value + 0.02
+
+
+def test_published_numbers_are_not_answered_by_demo_runs(recorded: Path) -> None:
+    values = results.published("liu2025")
+    assert len(values) == 252
+    for value in values:
+        answer = results.ours(value, folder=recorded)
+        assert answer is None or answer.runs[0].scale in ("lite", "full")
+
+
+def test_the_print_contradicts_itself_as_the_page_says() -> None:
+    cells = {(v.table, v.row, v.column): v for v in results.published("liu2025")}
+    assert cells["2", "CRoPD", "CIFAR-10 / AutoAttack"].value > cells["2", "CRoPD", "CIFAR-10 / PGD-20"].value
+    for kind in ("Natural", "PGD-10", "PGD-20"):
+        robust, fine_tuned = (
+            cells["10", "Identity", f"Robust / {kind}"],
+            cells["10", "Identity, fine-tuned", f"Clean / {kind}"],
+        )
+        assert robust.value == fine_tuned.value
+    both = (
+        cells["8", "CRoPD", "CIFAR-10 / Clean"],
+        cells["9", "CRoPD, 100% of the images, λ = 10", "Clean"],
+    )
+    assert both[0].value == both[1].value and both[0].spread != both[1].spread
+
+
+def test_the_full_setting_constructs_and_has_the_papers_size() -> None:
+    """Auto-encoder and projector, 18.45 million parameters; the chain with ViT-MAE-large runs on meta."""
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    from robrep.foundation import ViTMAE
+
+    with torch.device("meta"):
+        config = ViTMAEConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+        large = ViTMAEModel(config)
+        model = MaskedAutoEncoder.named("low_resolution", 32)
+        projector = Projector(model.dim, 2048, 128)
+        head = torch.nn.Linear(1024, 2)
+        logits = Chain(Frozen(model, ViTMAE(large)), head)(torch.zeros(2, 3, 32, 32))
+    size = sum(p.numel() for module in (model, projector) for p in module.parameters())
+    assert abs(size - 18.45e6) < 2e4
+    assert abs(sum(p.numel() for p in large.parameters()) - 303.3e6) < 1e6
+    assert tuple(logits.shape) == (2, 2)
