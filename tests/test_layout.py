@@ -46,7 +46,7 @@ ORDER = [
     {"results"},
     {"figures"},
     {"exercises"},
-    {"reproduce", "site"},
+    {"reproduce", "site", "grade"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
