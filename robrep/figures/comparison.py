@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robrep.figures.base import PALETTE, SYMBOLS, add_slider, error_bars, intervals, need, new_figure, rounded
+from robrep.figures.base import PALETTE, SYMBOLS, add_slider, error_bars, interval, intervals, need, new_figure, rounded
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -76,7 +76,7 @@ def method_dots(
     fig.add_traces(drawn[chosen])
     if log:
         ends = np.log10([min(v for v in everything if v > 0) / 1.2, max(everything) * 1.2])
-        fig.update_xaxes(type="log", range=rounded(ends))
+        fig.update_xaxes(type="log", range=rounded(ends), dtick="D2")
     else:
         fig.update_xaxes(range=rounded([-0.03 * max(everything), 1.04 * max(everything)]))
     fig.update_xaxes(title_text=x_title)
@@ -113,6 +113,8 @@ def method_plane(
     if sorted(grouped) != sorted(need("points", points)):
         raise ValueError(f"groups hold {sorted(grouped)}, expected each of the points' {sorted(points)} once")
     fig, told = new_figure("", height=520), []
+    along = sorted(points, key=lambda m: interval(points[m][0]).value)  # names of neighbours: one above, one below
+    side = {method: ("top center", "bottom center")[k % 2] for k, method in enumerate(along)}
     for i, (group, members) in enumerate(groups.items()):
         if not members:
             continue
@@ -128,14 +130,14 @@ def method_plane(
                 name=group,
                 text=list(members),
                 mode="markers+text",
-                textposition="top center",
+                textposition=[side[m] for m in members],
                 textfont={"size": 10},
                 cliponaxis=False,
                 marker={"symbol": SYMBOLS[i], "size": 10, "color": PALETTE[i]},
                 hovertemplate=f"%{{text}}<br>{x_title} %{{x:.3g}}<br>{y_title} %{{y:.3g}}<extra></extra>",
             )
         )
-    fig.update_xaxes(title_text=x_title, type="log" if log else "linear")
+    fig.update_xaxes(title_text=x_title, **({"type": "log", "dtick": "D2"} if log else {}))
     fig.update_yaxes(title_text=y_title)
     fig.update_layout(meta={"alt": f"{title} {x_title} and {y_title}: {'; '.join(told)}."})
     return fig
