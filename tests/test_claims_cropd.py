@@ -136,6 +136,20 @@ def test_the_print_contradicts_itself_as_the_page_says() -> None:
     assert both[0].value == both[1].value and both[0].spread != both[1].spread
 
 
+def test_intervals_of_svhn_belong_to_the_training_split() -> None:
+    """n = 1.96^2 p (1 - p) / h^2: the other data sets come out at the size of their test split."""
+
+    def implied(table: str, prefix: str) -> list[float]:
+        found = [v for v in results.published("liu2025", table=table) if v.column.startswith(prefix)]
+        return sorted(1.96**2 * v.value * (100 - v.value) / v.spread**2 for v in found if v.spread and 5 < v.value < 95)
+
+    for table, prefix, test in (("1", "", 2_000), ("2", "CIFAR-10 ", 10_000), ("2", "ImagenetTe", 3_925)):
+        sizes = implied(table, prefix)
+        assert sizes[len(sizes) // 2] == pytest.approx(test, rel=0.05)
+    svhn = implied("2", "SVHN")
+    assert svhn[0] > 2 * 26_032 and svhn[len(svhn) // 2] == pytest.approx(73_257, rel=0.05)
+
+
 def test_the_full_setting_constructs_and_has_the_papers_size() -> None:
     """Auto-encoder and projector, 18.45 million parameters; the chain with ViT-MAE-large runs on meta."""
     from transformers import ViTMAEConfig, ViTMAEModel

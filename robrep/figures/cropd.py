@@ -96,7 +96,7 @@ def ensemble_against_part(points: Mapping[str, Sequence[tuple[str, float, float]
         height=470,
     )
     area = {"x": [0, 100, 0], "y": [0, 100, 100], "fill": "toself", "fillcolor": "rgba(213,94,0,0.12)"}
-    fig.add_trace(go.Scatter(**area, mode="lines", line={"width": 0}, name="cannot be", hoverinfo="skip"))
+    fig.add_trace(go.Scatter(**area, mode="lines", line={"width": 0}, name="weaker than its part", hoverinfo="skip"))
     for group, ps in points.items():
         color, _, symbol = look[group]
         fig.add_trace(
