@@ -275,6 +275,7 @@ def _fold(table: str, pairs: Sequence[tuple[PublishedValue, Ours | None]]) -> Fo
         parts.append(Table(lines, ["Command", "Line"], caption=f"Commands that run it again: {about}"))
     else:
         parts.append("No chapter runs these numbers yet.")
+    parts += [f"{words[0].upper()}{words[1:]}." for words in dict.fromkeys(status(a) for a in found if a)]
     if any(found):
         parts.append(_runs_table(values, found, f"The runs behind our numbers: {about}"))
     parts += [f"Note: {note}" for note in dict.fromkeys(v.note for v in values if v.note)]
@@ -289,9 +290,12 @@ def _letter(i: int) -> str:
 
 
 def _judged(value: PublishedValue, answer: Ours | None) -> str:
-    """The status, and whether the gap is within the printed ±."""
+    """The scale of the run, and whether the gap is within the printed ±; what else differs stands once, in the fold."""
+    if answer is None:
+        return status(answer)
     inside = within(value, answer)
-    return status(answer) + ("" if inside is None else f"; {'within' if inside else 'beyond'} the printed ±")
+    judged = "" if inside is None else f", {'within' if inside else 'beyond'} the ±"
+    return f"re-run at {answer.runs[0].scale}{judged}"
 
 
 def _which(values: Sequence[PublishedValue]) -> str:
