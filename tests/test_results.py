@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -443,6 +444,15 @@ def test_statuses_gap_and_count_are_made_from_the_records(book):
     assert results.count(results.published("nguyen2022")) == results.Count(
         122, 1, 1, spread=10, compared=2, within=2, commands=64
     )
+
+
+def test_a_number_may_want_the_papers_own_scale(book):
+    value = next(v for v in results.published("nguyen2022", table="1") if v.row == "VAE + Urkle" and v.threat)
+    strict = replace(value, match={**value.match, "scale": "full"})
+    write(None)
+    assert results.ours(value) is not None and results.ours(strict) is None
+    write(None, scale="full")
+    assert results.ours(strict).runs[0].scale == "full"
 
 
 def test_a_gap_of_just_the_spread_is_within_it(book):

@@ -87,7 +87,7 @@ def test_without_coupling_it_is_a_beta_vae_with_beta_2() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 5.0])
-def test_the_normalised_bound_is_a_bound(gamma: float) -> None:
+def test_the_bound_is_a_bound(gamma: float) -> None:
     """For a linear decoder log p(x) is known: the bound stays below it for every q(z|x) and q(z|x')."""
     w, v = torch.tensor([0.7, -1.3], dtype=torch.float64), 0.4
     x = torch.tensor([1.2], dtype=torch.float64)
@@ -102,6 +102,7 @@ def test_the_normalised_bound_is_a_bound(gamma: float) -> None:
         reconstruction = error / (2 * v) + 0.5 * math.log(2 * math.pi * v)
         rest = prior_cross_entropy(p) + prior_cross_entropy(q) + entropic_wasserstein(p, q, gamma)
         assert -(reconstruction + rest + pair_log_normalizer(2, gamma)) <= log_p
+        assert -(reconstruction + rest) <= Normal(0.0, (w.square().sum() + v).sqrt()).log_prob(x)  # prior N(0, I)
     assert pair_log_normalizer(3, 0.0) == 0
 
 

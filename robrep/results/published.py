@@ -91,6 +91,7 @@ def _paper(paper: str) -> dict[str, Any]:
             check_fields(value["threat"], THREAT, where, f"values[{i}].threat")
         if "match" in value:
             check_fields(value["match"], MATCH, where, f"values[{i}].match")
+            one_of(f"{where}: values[{i}].match.scale", value["match"].get("scale", "full"), COMPARABLE)
         cell = (value["table"], value["row"], value["column"])
         if cell in seen:
             raise ValueError(f"{where}: values[{i}] repeats table {cell[0]}, row {cell[1]}, column {cell[2]}")
@@ -125,7 +126,7 @@ def answers(values: Iterable[PublishedValue], *, folder: str | os.PathLike[str] 
 
 def _answer_among(value: PublishedValue, match: Mapping[str, str], recorded: Sequence[Run]) -> Ours | None:
     wanted = (value.dataset, match["row"], match.get("variant", ""))
-    for scale in COMPARABLE:
+    for scale in COMPARABLE if "scale" not in match else [match["scale"]]:
         found = [r for r in recorded if r.scale == scale and (r.dataset, r.row, r.variant) == wanted]
         found = [r for r in found if match["metric"] in r.metrics]
         if found:

@@ -85,7 +85,10 @@ VALUE = {
     "match": _Field((dict,), True),
 }
 THREAT = {"norm": _TEXT, "eps": _NUMBER}
-MATCH = {"chapter": _TEXT, "row": _TEXT, "metric": _TEXT, "variant": _MAYBE_TEXT, "options": _MAYBE_TEXT}
+MATCH = {
+    **{name: _TEXT for name in ("chapter", "row", "metric")},
+    **{name: _MAYBE_TEXT for name in ("variant", "options", "scale")},
+}
 
 
 def check_fields(facts: Any, schema: Mapping[str, _Field], where: str, path: str) -> None:

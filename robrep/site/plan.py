@@ -146,7 +146,7 @@ def write_tables(plan: Sequence[Planned], records: Path, target: Path) -> None:
     for paper in results.papers():
         for value in results.published(paper):
             answer = results.ours(value, folder=records)
-            ran = [""] * len(_OURS)
+            ran: list[Any] = [""] * len(_OURS)
             if answer:
                 ran = [*_numbers(answer.metric)[:3], answer.runs[0].scale, len(answer.runs)]
             number = [value.table, value.row, value.column, value.dataset, value.value, value.spread]
