@@ -9,8 +9,8 @@ import re
 import shlex
 import subprocess
 import sys
-from html.parser import HTMLParser
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
