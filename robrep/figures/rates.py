@@ -217,7 +217,7 @@ def trade_off(
                 error_x=error_bars(clean, clean_low, clean_high),
                 error_y=error_bars(robust, low, high),
                 text=[f"{setting} {b}" for b in labels],
-                textposition="bottom left",
+                textposition=[("bottom left", "top right")[k % 2] for k in range(len(labels))],  # neighbours may meet
                 textfont={"size": 11},
                 name=name,
                 mode="lines+markers+text" if len(points) > 1 else "markers+text",
