@@ -67,4 +67,4 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 
 clean:
-	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
