@@ -16,7 +16,6 @@ notebook is a program: run it where a stranger's program may run.
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from robrep.exercises import EXERCISES
+from robrep.files import write_csv
 from robrep.site.run import ChapterError, batch_environment, parameters, read_notebook, strip_ansi
 
 CELL_SECONDS = 120  # of a cell that holds a check
@@ -136,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  {g.state:<8}{g.exercise:<{width}}  {'' if g.state == 'passed' else g.message}".rstrip())
         rows += [(str(notebook), g.exercise, g.state, g.message) for g in grades]
     if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("notebook", "exercise", "state", "message"), *rows])
+        write_csv(options.csv, ("notebook", "exercise", "state", "message"), rows)
     return 2 if failed else int(any(state != "passed" for _, _, state, _ in rows))
 
 

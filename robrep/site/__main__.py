@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from robrep.site.build import SiteError, build_site, notebooks, weights
-from robrep.site.run import ChapterError, Run, memory_settings, parameters, read_notebook, run_chapter
+from robrep.site.run import SMALL, ChapterError, Run, memory_settings, parameters, read_notebook, run_chapter
 
 SWEEP_SECONDS = 30 * 60
 
@@ -67,7 +67,7 @@ def run(root: Path, names: Sequence[str], given: Mapping[str, str]) -> None:
 
 def workers(scales: Collection[str]) -> int:
     """How many chapters run side by side: two, where each of them computes on one thread and there are two cores."""
-    small = set(scales) <= {"", "smoke", "demo"}
+    small = set(scales) <= {"", *SMALL}
     return 2 if small and (os.cpu_count() or 1) > 1 else 1
 
 

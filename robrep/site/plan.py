@@ -12,7 +12,6 @@ The plan is a YAML file such as ``book/runs.yaml``::
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robrep.files import atomic_write, code_hash, digest
+from robrep.files import code_hash, digest, write_csv
 from robrep.site.run import ChapterError, check_parameters, parameters, read_notebook
-
-SMALL = ("smoke", "demo")  # scales at which a chapter computes on one thread
 
 # the columns of the tables
 _METRIC = ["value", "low", "high", "n", "unit"]
@@ -141,7 +138,7 @@ def write_tables(plan: Sequence[Planned], records: Path, target: Path) -> None:
         for run in results.runs(chapter, folder=records)
         for name, metric in run.metrics.items()
     ]
-    _write_csv(target / "records.csv", RECORDS, rows)
+    write_csv(target / "records.csv", RECORDS, rows)
     rows = []
     for paper in results.papers():
         for value in results.published(paper):
@@ -151,15 +148,8 @@ def write_tables(plan: Sequence[Planned], records: Path, target: Path) -> None:
                 ran = [*_numbers(answer.metric)[:3], answer.runs[0].scale, len(answer.runs)]
             number = [value.table, value.row, value.column, value.dataset, value.value, value.spread]
             rows.append([paper, *number, *ran])
-    _write_csv(target / "published.csv", PUBLISHED, rows)
+    write_csv(target / "published.csv", PUBLISHED, rows)
 
 
 def _numbers(metric: Any) -> list[Any]:
     return [getattr(metric, name) for name in _METRIC]
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)

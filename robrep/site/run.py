@@ -27,6 +27,7 @@ from robrep.files import atomic_write, code_hash, digest
 
 # What changes the output of a chapter although neither its text nor robrep does.
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn", "kornia", "timm")
+SMALL = ("smoke", "demo")  # scales at which a chapter computes on one thread
 CELL_SECONDS = {"smoke": 600, "demo": 1800}  # the longer scales may take as long as they need
 
 
@@ -173,7 +174,7 @@ def batch_environment(results: Path, scale: str | None = None) -> Iterator[None]
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         **memory_settings(),
     }
-    if scale in ("smoke", "demo"):  # kernels this small gain nothing from a second thread, and wait for it under load
+    if scale in SMALL:  # kernels this small gain nothing from a second thread, and wait for it under load
         change["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     before = {name: os.environ.get(name) for name in change}
     _set_environment(change)
