@@ -194,6 +194,17 @@ def test_notebook_is_clean(path: Path) -> None:
     assert nb["metadata"]["kernelspec"]["name"] == "python3"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_reader_sees_at_most_250_lines_of_code(path: Path) -> None:
+    """Cells that are folded, or that the page leaves out, do not count."""
+    seen = 0
+    for cell in json.loads(path.read_text())["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and not any(tag.startswith(("hide-", "remove-")) for tag in tags):
+            seen += sum(bool(line.strip()) for line in "".join(cell["source"]).splitlines())
+    assert seen <= 250
+
+
 def test_nothing_of_a_machine() -> None:
     """No file names a folder of somebody's machine, or a package index."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
