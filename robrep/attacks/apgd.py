@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, replace_rows, runs
+from robrep.attacks.engine import Best, Objective, Problem, replace_rows, runs, total
 from robrep.attacks.threats import Threat, column
 from robrep.checks import positive_int
 from robrep.randomness import fold
@@ -102,7 +102,7 @@ class APGD:
         threat, n, looks = todo.threat, len(x_adv), set(checkpoints(self.steps))
         project = threat.projection(todo.x)
         score, done, grad = todo.ascent(x_adv, fold(seed, "step", restart, 0))
-        total = grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32))
+        seen = total(grad)
         direction = threat.direction(grad)
         score = score.clone()
         size = torch.as_tensor(2 * threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(n).clone()
@@ -133,7 +133,7 @@ class APGD:
             s.x_adv, s.previous = _move(s, project, momentum=step > 1), s.x_adv
             if step < self.steps:
                 score, done, grad = todo.ascent(s.x_adv, fold(seed, "step", restart, step))
-                total = total + grad.sum(dtype=total.dtype)
+                seen = seen + total(grad)
                 s.direction = todo.threat.direction(grad)
             else:  # nobody steps from the last point
                 score, done = todo.score(s.x_adv, fold(seed, "step", restart, step))
@@ -155,7 +155,7 @@ class APGD:
                 s.size = torch.where(s.halved, s.size / 2, s.size)
                 replace_rows(s.x_adv, s.best, s.halved)
                 replace_rows(s.direction, s.best_direction, s.halved)
-        if not math.isfinite(total):
+        if not math.isfinite(seen):
             raise FloatingPointError("the objective's gradient is not finite for at least one image")
         left = ~is_done
         if left.all():

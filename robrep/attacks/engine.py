@@ -121,6 +121,14 @@ def gradient(
     return score, grad
 
 
+def total(grad: Tensor) -> Tensor:
+    """The sum of a gradient, which is finite only if all of it is.
+
+    Row by row: the threads of a CPU that share one large sum wait for each other, for longer than the sum takes.
+    """
+    return grad.flatten(1).sum(1, dtype=torch.promote_types(grad.dtype, torch.float32)).sum()
+
+
 def replace_rows(kept: Tensor, new: Tensor, rows: Tensor) -> None:
     """kept[rows] = new[rows] for a mask (N,), in one pass: with weights 0 and 1 a linear interpolation is exact.
 

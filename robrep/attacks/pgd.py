@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, runs
+from robrep.attacks.engine import Best, Objective, Problem, runs, total
 from robrep.attacks.threats import Threat, check_count, check_radius, column, text
 from robrep.checks import nonnegative, one_of, positive_int
 from robrep.randomness import fold
@@ -108,11 +107,10 @@ class PGD:
     def _climb(self, todo: Problem, x_adv: Tensor, best: Best | None, restart: int, seed: int) -> Tensor:
         """One run from ``x_adv``, which it may write to: the last iterate; ``best`` sees what counts."""
         project, size = todo.threat.projection(todo.x), self._size(todo)
-        wide = torch.promote_types(x_adv.dtype, torch.float32)
-        total: float | Tensor = 0.0
+        seen: float | Tensor = 0.0
         for step in range(self.steps):
             score, done, grad = todo.ascent(x_adv, fold(seed, "step", restart, step))
-            total = total + grad.sum(dtype=wide)  # what is not finite stays so; looked at once, after the steps
+            seen = seen + total(grad)  # what is not finite stays so; looked at once, after the steps
             if best is not None and self.keep == "best":
                 best.see(todo.place, x_adv, score, done)
                 x_adv = x_adv.clone()  # the steps below write in place
@@ -123,7 +121,7 @@ class PGD:
                     break
                 project, size = todo.threat.projection(todo.x), self._size(todo)
             x_adv = project(_step(x_adv, todo.threat.direction(grad), size))
-        if not math.isfinite(total):
+        if not math.isfinite(seen):
             raise FloatingPointError("the objective's gradient is not finite for at least one image")
         if best is not None and len(x_adv):
             best.see(todo.place, x_adv, *todo.score(x_adv, fold(seed, "step", restart, self.steps)))
