@@ -306,11 +306,38 @@ def test_fields_of_named_tuples() -> None:
 
 
 def test_docstrings_mean_what_they_say() -> None:
-    """Bars and stars are escaped, literals and code are not."""
-    from robrep.site.docstrings import escape, escape_prose
+    """Bars and stars are escaped, literals, code and emphasis are not; what PyTorch says of every forward is left out."""
+    from robrep.site.docstrings import escape, escape_prose, process
 
     assert escape("max |x'_i - x_i|, N x *shape, ``len(ids) x *shape``") == (
         r"max \|x'_i - x_i\|, N x \*shape, ``len(ids) x *shape``"
     )
     lines = ["Call *it*::", "", "    f(*given)", "", "then f(*given).", ">>> f(*given)"]
-    assert escape_prose(lines) == [r"Call \*it\*::", "", "    f(*given)", "", r"then f(\*given).", ">>> f(*given)"]
+    assert escape_prose(lines) == ["Call *it*::", "", "    f(*given)", "", r"then f(\*given).", ">>> f(*given)"]
+    assert escape("*one side* of (*given, *rest) and *x *y") == r"*one side* of (\*given, \*rest) and \*x \*y"
+    for name, left in (("robrep.methods.BYOL.forward", 1), ("robrep.encoders.ConvEncoder.forward", 0)):
+        lines = ["Define the computation performed at every call.", "", "Should be overridden by all subclasses."]
+        process(None, "method", name, None, None, lines)
+        assert len(lines) == left
+
+
+def test_percents_stay_with_their_numbers() -> None:
+    """A no-break space before a % in text, and nothing changed in what is to be copied."""
+    text = "<p>95 % of 7%, 10 %.</p><pre>10 % 3</pre><script>x = '5 %'</script> 3 %"
+    assert build.bound_percents(text) == (
+        "<p>95\u00a0% of 7%, 10\u00a0%.</p><pre>10 % 3</pre><script>x = '5 %'</script> 3\u00a0%"
+    )
+
+
+def test_what_a_screen_reader_needs(tmp_path: Path) -> None:
+    """The title in the sidebar gets a landmark; folded code says what unfolds, also where its name was another."""
+    (tmp_path / "_sources").mkdir()
+    (tmp_path / "page.html").write_text(
+        '<div class="sidebar-primary-item">\n <a class="navbar-brand logo" href="#">Title</a></div>'
+        '<div class="sidebar-primary-item"><button>Search</button></div>'
+        '<summary aria-label="Toggle hidden content"><p class="collapsed">Show code cell content</p></summary>'
+    )
+    build.finish(tmp_path, tmp_path)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('role="navigation"') == 1 and 'role="navigation" aria-label="Title page">\n <a' in page
+    assert '<summary><p class="collapsed">Show the solution</p>' in page

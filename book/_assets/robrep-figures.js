@@ -1,4 +1,4 @@
-// Draws the plotly figures of a page. Each figure is a <div class="robrep-figure"> that holds its JSON; plotly is loaded
+// Draws the plotly figures of a page, and marks boxes that can be scrolled. Each figure is a <div class="robrep-figure"> that holds its JSON; plotly is loaded
 // once, from this site, when the first figure nears the view, and the colours follow the page's light or dark theme.
 (() => {
   "use strict";
@@ -157,7 +157,25 @@
     if (box.dataset.drawn !== themeName()) await box.redraw();
   }
 
+  // Code and tables that go on beyond the edge of their box: the style sheet fades them there.
+  const SCROLLING = ".bd-article div.highlight pre, .bd-article .pst-scrollable-table-container, .bd-article .cell_output, " +
+    ".bd-article .cell_output .text_html";
+  function markEdges() {
+    const mark = (box) => {
+      const style = getComputedStyle(box);
+      const more = (overflow, from, shown, all) => /auto|scroll/.test(overflow) && from + shown < all - 2;
+      box.classList.toggle("robrep-right", more(style.overflowX, box.scrollLeft, box.clientWidth, box.scrollWidth));
+      box.classList.toggle("robrep-below", more(style.overflowY, box.scrollTop, box.clientHeight, box.scrollHeight));
+    };
+    const sized = new ResizeObserver((entries) => entries.forEach(({ target }) => mark(target)));
+    document.querySelectorAll(SCROLLING).forEach((box) => {
+      box.addEventListener("scroll", () => mark(box), { passive: true });
+      sized.observe(box);
+    });
+  }
+
   function start() {
+    markEdges();
     const boxes = [...document.querySelectorAll(".robrep-figure")];
     const watcher = new IntersectionObserver(
       (entries) => {

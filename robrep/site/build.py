@@ -38,7 +38,20 @@ REWRITTEN_HTML = (
     # what a screen reader needs: a name for the arrow that unfolds a part of the contents, items for a list
     (re.compile(r"""<summary>(?=<span class="toctree-toggle")"""), '<summary aria-label="Pages of this part">'),
     (re.compile(r'role="doc-biblioentry"'), 'role="listitem"'),
+    # ... and a landmark around the title in the sidebar
+    (
+        re.compile(r'<div class="sidebar-primary-item">(?=\s*<a class="navbar-brand)'),
+        '<div class="sidebar-primary-item" role="navigation" aria-label="Title page">',
+    ),
+    # folded code says what unfolds, to a screen reader too
+    (re.compile(r'<summary aria-label="Toggle hidden content">'), "<summary>"),
+    (re.compile(r"(Show|Hide) code cell content"), r"\1 the solution"),
+    (re.compile(r"(Show|Hide) code cell source"), r"\1 the code"),
 )
+
+# Texts in which a number and its % stay on one line: everything but code and scripts, which are to be copied as they are
+VERBATIM = re.compile(r"(<(pre|script|style)\b.*?</\2>)", re.DOTALL)
+PERCENT = re.compile(r"(?<=\d) %(?![\w%])")
 
 
 class SiteError(Exception):
@@ -152,6 +165,12 @@ def sphinx(source: Path, output: Path) -> None:
         )
 
 
+def bound_percents(text: str) -> str:
+    """A page with a no-break space between a number and its %."""
+    parts = VERBATIM.split(text)  # text, verbatim, its tag, text, ...
+    return "".join(PERCENT.sub("\u00a0%", part) if i % 3 == 0 else part for i, part in enumerate(parts) if i % 3 < 2)
+
+
 def finish(html: Path, root: Path, solutions: bool = True) -> None:
     """Strip what no page uses, name what has no name, offer the notebooks for download as the repository has them."""
     for pattern in UNUSED:
@@ -161,7 +180,7 @@ def finish(html: Path, root: Path, solutions: bool = True) -> None:
         text = path.read_text()
         for written, replacement in REWRITTEN_HTML:
             text = written.sub(replacement, text)
-        path.write_text(text)
+        path.write_text(bound_percents(text))
     for path in (html / "_sources").rglob("*.ipynb"):
         copy_page(root / path.relative_to(html / "_sources"), path, solutions)
 

@@ -1,7 +1,8 @@
 """A Sphinx extension: docstrings are plain sentences, in which ``|x|`` and ``*shape`` mean themselves.
 
-reStructuredText would take them for a substitution and for emphasis. Literals (double backticks) are left as they are.
-Docstrings that Python makes up itself are left out.
+reStructuredText would take them for a substitution and for emphasis. Literals (double backticks) are left as they are,
+and so is real emphasis, ``*words*`` between two stars. Docstrings that Python makes up itself are left out, and the
+general remarks on ``forward`` that every network inherits from PyTorch.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-LITERAL = re.compile(r"(``.+?``)")
+KEPT = re.compile(r"(``.+?``|(?<![\w*\\])\*[A-Za-z][A-Za-z ]*\*(?![\w*]))")  # literals and emphasis
+INHERITED = "Define the computation performed at every call."  # nn.Module.forward
 
 
 def escape(line: str) -> str:
-    """``line`` with the bars and stars outside its literals escaped."""
-    parts = LITERAL.split(line)
+    """``line`` with the bars and stars outside its literals escaped, but for the stars of emphasis."""
+    parts = KEPT.split(line)
     return "".join(part if i % 2 else re.sub(r"(?<!\\)([|*])", r"\\\1", part) for i, part in enumerate(parts))
 
 
@@ -34,8 +36,11 @@ def escape_prose(lines: list[str]) -> list[str]:
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """autodoc's hook; changes ``lines`` in place, before napoleon reads the sections."""
-    if name.startswith("robrep"):
-        lines[:] = escape_prose(lines)
+    if not name.startswith("robrep"):
+        return
+    if lines and lines[0] == INHERITED:
+        lines[:] = ["The training step: the terms of the loss by name."] if name.startswith("robrep.methods.") else []
+    lines[:] = escape_prose(lines)
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
