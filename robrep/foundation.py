@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep.checks import one_of, positive_int
-from robrep.gaussians import wide
+from robrep.gaussians import Gaussian, wide
 from robrep.randomness import fold, uniform
 
 #: Mean and standard deviation of ImageNet's channels, in [0, 1]: what ViT-MAE's own configuration says.
@@ -291,8 +291,11 @@ def with_lora(vit: ViTMAE, rank: int = 8, alpha: float = 16.0) -> ViTMAE:
 
     Raises:
         ImportError: peft is not installed.
+        TypeError: the model is another one.
     """
     peft = optional("peft", "lora")
+    if not isinstance(vit, ViTMAE):
+        raise TypeError(f"vit is a {type(vit).__name__}, expected a ViTMAE, whose queries and values are adapted")
     vit = copy.deepcopy(vit)
     last = {name.rsplit(".", 1)[-1] for name, _ in vit.model.named_modules()}
     targets = ["q_proj", "v_proj"] if "q_proj" in last else ["query", "value"]  # transformers 5, and before
@@ -309,7 +312,8 @@ class LatentDiffusionVAE(nn.Module):
     Args:
         model: a ``diffusers.AutoencoderKL``.
 
-    Shapes: colour images (N, 3, H, W) in [0, 1], sides a multiple of 8, to such images, which are not clamped.
+    Shapes: images (N, C, H, W) in [0, 1] to such images, which are not clamped. Stable Diffusion's takes C = 3 and
+    sides that are a multiple of 8.
     """
 
     def __init__(self, model: Any) -> None:
@@ -317,8 +321,16 @@ class LatentDiffusionVAE(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        code = self.model.encode(2 * x - 1).latent_dist.mode()
-        return (self.model.decode(code).sample + 1) / 2
+        return self.decode(self.posterior(x).mean)
+
+    def posterior(self, x: Tensor) -> Gaussian:
+        """p(z|x), whose mean and scale are maps of shape (N, latent channels, h, w)."""
+        found = self.model.encode(2 * x - 1).latent_dist
+        return Gaussian(found.mean, found.std)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Maps of the code to images."""
+        return (self.model.decode(z).sample + 1) / 2
 
 
 def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: bool = False) -> LatentDiffusionVAE:
@@ -333,3 +345,33 @@ def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: b
     """
     diffusers = optional("diffusers", "vae")
     return LatentDiffusionVAE(_fetch(diffusers.AutoencoderKL, "AutoencoderKL", name, local_only)).eval()
+
+
+def new_diffusion_vae(
+    channels: int = 3, widths: tuple[int, ...] = (16, 32, 32), latent_channels: int = 4
+) -> LatentDiffusionVAE:
+    """A small, untrained one, for :class:`robrep.methods.VariationalAutoEncoder`.
+
+    Args:
+        channels: channels of the images.
+        widths: channels of the feature maps, multiples of 8; each but the last halves the sides.
+        latent_channels: channels of the code; Stable Diffusion has 4.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        ValueError: a width that is no multiple of 8.
+    """
+    diffusers = optional("diffusers", "vae")
+    if not widths or any(positive_int("widths", width) % 8 for width in widths):
+        raise ValueError(f"widths is {widths}, expected at least one, and multiples of 8")
+    levels = len(widths)
+    model = diffusers.AutoencoderKL(
+        in_channels=positive_int("channels", channels),
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(widths),
+        norm_num_groups=8,
+        latent_channels=positive_int("latent_channels", latent_channels),
+    )
+    return LatentDiffusionVAE(model)

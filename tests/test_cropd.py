@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from robrep.attacks import FGSM, PGD, Linf
 from robrep.augmentations import digit_augmentation
 from robrep.contrastive import adversarial_contrast
 from robrep.encoders import LatentCode, MaskedAutoEncoder, Projector
-from robrep.foundation import Chain, Frozen, new_vit_mae
+from robrep.foundation import Chain, Frozen, new_diffusion_vae, new_vit_mae, with_lora
 from robrep.heads import train_head
 from robrep.methods import (
     ARAE,
@@ -27,10 +28,12 @@ from robrep.methods import (
     CRoPD,
     MaskedPretraining,
     MixedHead,
+    Supervised,
     VanillaAutoEncoder,
+    VariationalAutoEncoder,
     pixel_error,
 )
-from robrep.randomness import fold
+from robrep.randomness import fold, noise
 from robrep.training import fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -314,6 +317,26 @@ def test_training_lowers_the_loss(name: str) -> None:
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="diffusers is not installed (the extra 'vae')")
+def test_the_variational_auto_encoder_is_its_equation() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        autoencoder = new_diffusion_vae(1, (8, 8)).double()
+    method, x = VariationalAutoEncoder(autoencoder, weight=0.5), images()
+    terms = method(x, Y, IDS, SEED)
+    p = autoencoder.posterior(x)
+    z = p.mean + p.scale * noise(fold(SEED, "z"), IDS, p.mean.shape[1:])
+    torch.testing.assert_close(terms["reconstruction"], nn.functional.mse_loss(autoencoder.decode(z), x))
+    prior = autoencoder.model.encode(2 * x - 1).latent_dist.kl().mean() / 64  # diffusers' own
+    torch.testing.assert_close(terms["prior"], 0.5 * prior)
+    assert torch.equal(method(x, Y, IDS, SEED)["reconstruction"], terms["reconstruction"])
+    assert not torch.equal(method(x, Y, IDS, SEED + 1)["reconstruction"], terms["reconstruction"])
+    sum(terms.values()).backward()
+    assert all(q.grad is not None and q.grad.isfinite().all() for q in autoencoder.parameters())
+    with pytest.raises(ValueError, match="weight is -1, expected a finite number"):
+        VariationalAutoEncoder(autoencoder, weight=-1)
+
+
 # --- a small foundation model, and heads behind a pre-processor ---------------------------------------------------
 
 
@@ -360,3 +383,18 @@ def test_a_mixed_head_trains_the_head_alone() -> None:
     train_head(encoder, head, x, Y, epochs=1)  # a clean head: codes computed once
     train_head(encoder, head, x, Y, epochs=1, attack=PGD(1), threat=THREAT)
     assert all(torch.equal(t, before[name]) for name, t in encoder.state_dict().items())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed (the extra 'lora')")
+def test_adapters_in_a_chain_are_trained_with_the_head_and_nothing_else_is() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = Frozen(None, with_lora(MaskedPretraining(small_mae()).foundation("mean"), 2))
+        chain = Chain(encoder, nn.Linear(12, 3))
+    for name, parameter in chain.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith("head."))
+    before = {name: t.clone() for name, t in chain.state_dict().items()}
+    for method in (Supervised(chain.encoder, chain.head), MixedHead(chain, PGD(1), THREAT)):
+        fit(method, images().float(), Y, epochs=2, batch_size=5, lr=1e-2)
+    moved = {name for name, t in chain.state_dict().items() if not torch.equal(t, before[name])}
+    assert moved == {name for name in before if "lora_" in name or name.startswith("head.")} and len(moved) == 6

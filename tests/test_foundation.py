@@ -215,6 +215,8 @@ def test_lora(saved: Path) -> None:
     adapted(x).square().sum().backward()
     assert all(p.grad is not None for p in trained.values()) and torch.equal(vit(x), code)
     assert not any("lora_" in name for name, _ in vit.named_parameters())
+    with pytest.raises(TypeError, match="vit is a Linear, expected a ViTMAE"):
+        with_lora(nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="diffusers is not installed (the extra 'vae')")
@@ -229,3 +231,19 @@ def test_diffusion_vae(tmp_path: Path) -> None:
     out = model(x)
     assert out.shape == x.shape and torch.equal(model(x), out) and not model.training
     assert (torch.autograd.grad(out.sum(), x)[0] != 0).any()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="diffusers is not installed (the extra 'vae')")
+@torch.no_grad()
+def test_a_small_diffusion_vae_is_of_the_kind_that_is_loaded(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = foundation.new_diffusion_vae(1, (8, 16, 16)).eval()
+    x = images(3, 1, 8)
+    p = small.posterior(x)
+    assert p.mean.shape == p.scale.shape == (3, 4, 2, 2) and (p.scale > 0).all()
+    torch.testing.assert_close(small(x), small.decode(p.mean))
+    small.model.save_pretrained(tmp_path)
+    assert torch.equal(foundation.load_diffusion_vae(str(tmp_path), local_only=True)(x), small(x))
+    with pytest.raises(ValueError, match="widths is .*, expected at least one, and multiples of 8"):
+        foundation.new_diffusion_vae(1, (8, 12))

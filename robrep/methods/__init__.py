@@ -9,7 +9,15 @@ from __future__ import annotations
 from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
 from robrep.methods.byol import BYOL, BYORL, ema_rate
 from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
-from robrep.methods.cropd import ARAE, CRoPD, MaskedPretraining, MixedHead, VanillaAutoEncoder, pixel_error
+from robrep.methods.cropd import (
+    ARAE,
+    CRoPD,
+    MaskedPretraining,
+    MixedHead,
+    VanillaAutoEncoder,
+    VariationalAutoEncoder,
+    pixel_error,
+)
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Supervised, Terms
 
@@ -34,6 +42,7 @@ __all__ = [
     "Terms",
     "VAEUrkle",
     "VanillaAutoEncoder",
+    "VariationalAutoEncoder",
     "WorstCaseInfoMax",
     "ema_rate",
     "information_attack",

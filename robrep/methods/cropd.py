@@ -13,10 +13,11 @@ from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative, one_of
 from robrep.contrastive import adversarial_contrast
 from robrep.encoders import LatentCode, MaskedAutoEncoder
-from robrep.foundation import Prepare, ViTMAE
+from robrep.foundation import LatentDiffusionVAE, Prepare, ViTMAE
+from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.losses import cross_entropy, squared_error
 from robrep.methods.supervised import Terms
-from robrep.randomness import fold, uniform
+from robrep.randomness import fold, noise, uniform
 from robrep.regularizers import Attack, contrast_adversary
 
 
@@ -29,11 +30,11 @@ class VanillaAutoEncoder(nn.Module):
     """Reconstruct the image, no more: the paper's Vanilla, CRoPD at lambda 0.
 
     Args:
-        autoencoder: a :class:`~robrep.encoders.MaskedAutoEncoder`.
+        autoencoder: images to images of the same shape, such as a :class:`~robrep.encoders.MaskedAutoEncoder`.
         augment: ``augment(x, ids, seed)``; its view is what goes in and what has to come out. None for none.
     """
 
-    def __init__(self, autoencoder: MaskedAutoEncoder, augment: Augmentation | None = None) -> None:
+    def __init__(self, autoencoder: Any, augment: Augmentation | None = None) -> None:
         super().__init__()
         self.autoencoder, self.augment = autoencoder, augment
 
@@ -171,6 +172,39 @@ class ARAE(VanillaAutoEncoder):
                 lambda x_, p_: self.distance(self.project(x_), p_),
                 x, self.threat, p, ids=ids, seed=fold(seed, "adversary"),
             )  # fmt: skip
+
+
+class VariationalAutoEncoder(VanillaAutoEncoder):
+    r"""Reconstruct the image from a noisy code, held to the prior by very little: as the VAE of a latent diffusion.
+
+    .. math:: \mathrm{MSE}(h(z), x) + \frac{\beta}{d} \mathrm{KL}[p(z|x) \,\|\, N(0, I)], \quad z \sim p(z|x)
+
+    with d the numbers of an image. As a pre-processor it decodes the mean.
+
+    Args:
+        autoencoder: a :class:`~robrep.foundation.LatentDiffusionVAE`.
+        weight: beta, at least 0.
+        augment: as for :class:`VanillaAutoEncoder`.
+
+    Source: Rombach et al. 2022, whose "KL-reg." has a weight of about 1e-6 and whose further terms (a perceptual loss
+    and a discriminator) are left out.
+    """
+
+    def __init__(
+        self, autoencoder: LatentDiffusionVAE, *, weight: float = 1e-6, augment: Augmentation | None = None
+    ) -> None:
+        super().__init__(autoencoder, augment)
+        self.weight = nonnegative("weight", weight)
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        x = self.view(x, ids, seed)
+        p = self.autoencoder.posterior(x)
+        z = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
+        flat = Gaussian(p.mean.flatten(1), p.scale.flatten(1))
+        return {
+            "reconstruction": pixel_error(self.autoencoder.decode(z), x).mean(),
+            "prior": self.weight * kl(flat, standard_normal_like(flat)).mean() / x[0].numel(),
+        }
 
 
 class MixedHead(nn.Module):
