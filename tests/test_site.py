@@ -306,7 +306,7 @@ def test_fields_of_named_tuples() -> None:
 
 
 def test_docstrings_mean_what_they_say() -> None:
-    """Bars and stars are escaped, literals, code and emphasis are not; what PyTorch says of every forward is left out."""
+    """Bars and stars are escaped, literals, code and emphasis are not; PyTorch's words on forward are left out."""
     from robrep.site.docstrings import escape, escape_prose, process
 
     assert escape("max |x'_i - x_i|, N x *shape, ``len(ids) x *shape``") == (

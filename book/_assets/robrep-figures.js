@@ -1,5 +1,6 @@
-// Draws the plotly figures of a page, and marks boxes that can be scrolled. Each figure is a <div class="robrep-figure"> that holds its JSON; plotly is loaded
-// once, from this site, when the first figure nears the view, and the colours follow the page's light or dark theme.
+// Draws the plotly figures of a page, and marks the boxes that can be scrolled. Each figure is a <div class="robrep-figure">
+// that holds its JSON; plotly is loaded once, from this site, when the first figure nears the view, and the colours follow
+// the page's light or dark theme.
 (() => {
   "use strict";
   const PLOTLY = new URL("plotly.min.js", document.currentScript.src).href;

@@ -23,6 +23,7 @@ from robrep.figures.base import (
     array,
     error_bars,
     intervals,
+    log_ticks,
     need,
     new_figure,
     percent,
@@ -168,6 +169,12 @@ def ball_picture(
 # --- objectives against steps -----------------------------------------------------------------------------------------
 
 
+def _ends(fig: Figure, row: int) -> tuple[float, float]:
+    """The lowest and the highest value above 0 that a row of panels shows."""
+    values = np.concatenate([np.asarray(trace.y, float) for trace in fig.select_traces(row=row)])
+    return float(values[values > 0].min()), float(values.max())
+
+
 def ascent_curves(
     objectives: Mapping[str, Any], sizes: Mapping[str, Any], *, name: str = "objective", unit: str = "step / ε"
 ) -> Figure:
@@ -212,7 +219,7 @@ def ascent_curves(
     fig.update_layout(meta={"alt": f"{name} against the number of steps: {'; '.join(told)}. Below: the steps' sizes."})
     fig.update_xaxes(title_text="steps", row=2)
     fig.update_yaxes(title_text=name, row=1)
-    fig.update_yaxes(title_text=unit, type="log", row=2)
+    fig.update_yaxes(title_text=unit, type="log", **log_ticks(*_ends(fig, row=2)), row=2)
     return fig
 
 
@@ -325,7 +332,7 @@ def gradient_noise(
     ticks = {"tickvals": rounded(n), "ticktext": [f"{k:,.0f}" for k in n]}
     fig.update_xaxes(type="log", range=rounded(np.log10([n.min() / 1.2, n.max() * 1.2])), **ticks)
     fig.update_xaxes(title_text="samples S in each gradient (log scale)", row=2)
-    fig.update_yaxes(title_text="relative error", type="log", row=1)
+    fig.update_yaxes(title_text="relative error", type="log", **log_ticks(*_ends(fig, row=1)), row=1)
     title = "accuracy under attack (%)" if steps is None else f"accuracy under PGD-{steps} (%)"
     fig.update_yaxes(title_text=title, range=[-3, 103], row=2)
     return fig

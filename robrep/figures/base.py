@@ -46,6 +46,7 @@ _STYLES = {
     "simclrurkle": Style(BLUE, "dash", "hexagram"),
     "rocl": Style(PURPLE, "dashdot", "triangle-down"),
     "byorl": Style(VERMILION, "solid", "diamond"),
+    "plaininfomax": Style(BLUE, "dash", "circle"),
     "worstcasemi": Style(GREEN, "solid", "triangle-up"),
     "cropd": Style(ORANGE, "solid", "pentagon"),
 }
@@ -54,9 +55,10 @@ _STYLES = {
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Colour, dash and marker of each method: fixed for the book's methods, the next free ones for other names."""
     result: dict[str, Style] = {}
-    for name in names:
-        known = _STYLES.get("".join(c for c in name.lower() if c.isalnum()))
-        taken = {s.color for s in result.values()}
+    fixed = {name: _STYLES.get("".join(c for c in name.lower() if c.isalnum())) for name in names}
+    reserved = {style.color for style in fixed.values() if style}
+    for name, known in fixed.items():
+        taken = reserved | {s.color for s in result.values()}
         free = [c for c in PALETTE if c not in taken] or list(PALETTE)
         i = len(result)
         result[name] = known or Style(free[i % len(free)], DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)])
@@ -148,12 +150,22 @@ def add_slider(fig: Figure, frames: Mapping[str, list], traces: Sequence[int], p
     fig.frames = [go.Frame(name=label, data=data, traces=list(traces)) for label, data in frames.items()]
     move = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     steps = [{"label": label, "method": "animate", "args": [[label], move]} for label in frames]
-    slider = {"active": start, "steps": steps, "currentvalue": {"prefix": prefix}, "pad": {"t": 45, "b": 5}, "x": 0}
+    overhang = max(0, 3 * len(steps[-1]["label"]) - 8)  # px: half of the last label stands right of the slider's end
+    pad = {"t": 45, "b": 5, "r": overhang}
+    slider = {"active": start, "steps": steps, "currentvalue": {"prefix": prefix}, "pad": pad, "x": 0}
     # the legend goes above: below, it would wrap into the slider on a narrow page
     legend = {"yref": "paper", "y": 1.02, "yanchor": "bottom"}
     fig.update_layout(sliders=[slider | {"len": 1}], legend=legend)
     for i, data in zip(traces, list(frames.values())[start], strict=True):
         fig.data[i].update(data.to_plotly_json())
+
+
+def log_ticks(low: float, high: float) -> dict:
+    """Ticks of a logarithmic axis from ``low`` to ``high``, each with its whole number."""
+    leads = (1, 2, 3, 5) if high < 15 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{lead}e{k}") for k in decades for lead in leads if low <= float(f"{lead}e{k}") <= high]
+    return {"tickvals": ticks, "ticktext": [f"{v:,g}" for v in ticks]}
 
 
 def error_bars(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:

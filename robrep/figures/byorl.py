@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from robrep.figures.base import array, need, new_figure, rounded, styles, wash
 
 if TYPE_CHECKING:
@@ -53,5 +55,8 @@ def panels(curves: Mapping[str, Mapping[str, Any]], measures: Mapping[str, str],
     for row, measure in enumerate(rows, 1):
         fig.update_yaxes(title_text=measures[measure], rangemode="tozero", row=row, col=1)
     fig.update_xaxes(title_text=x, row=len(rows), col=1)
+    places = np.unique(np.concatenate([array(curve["x"], "x") for curve in curves.values()]))
+    if np.ptp(places) <= 10 and (places == np.round(places)).all():
+        fig.update_xaxes(dtick=1)  # nothing between whole numbers
     fig.update_layout(meta={"alt": f"{title} From left to right: {'; '.join(told)}."})
     return fig

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robrep.figures.base import PALETTE, SYMBOLS, add_slider, error_bars, interval, intervals, need, new_figure, rounded
+from robrep.figures.base import (
+    PALETTE,
+    SYMBOLS,
+    add_slider,
+    error_bars,
+    interval,
+    intervals,
+    log_ticks,
+    need,
+    new_figure,
+    rounded,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -76,7 +87,7 @@ def method_dots(
     fig.add_traces(drawn[chosen])
     if log:
         ends = np.log10([min(v for v in everything if v > 0) / 1.2, max(everything) * 1.2])
-        fig.update_xaxes(type="log", range=rounded(ends), dtick="D2")
+        fig.update_xaxes(type="log", range=rounded(ends), **log_ticks(*10**ends))
     else:
         fig.update_xaxes(range=rounded([-0.03 * max(everything), 1.04 * max(everything)]))
     fig.update_xaxes(title_text=x_title)
@@ -84,6 +95,36 @@ def method_dots(
     if len(frames) > 1:
         add_slider(fig, drawn, range(len(measures)), prefix, start)
     return fig
+
+
+def _sides(points: Mapping[str, tuple[float, ...]], log: bool) -> dict[str, str]:
+    """On which side of its point each name stands: where it covers least of the other points and names."""
+    size = np.array([620.0, 330.0])  # px: a plot of the page's width
+    at = np.array([(np.log10(x) if log else x, y) for x, y in points.values()])
+    at = (at - at.min(0)) / np.maximum(np.ptp(at, axis=0), 1e-9) * size
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    chosen: dict[str, str] = {}
+    for k in np.lexsort((at[:, 0], -at[:, 1])):
+        name, (x, y) = list(points)[k], at[k]
+        wide, best = 5.4 * len(name), None
+        for row, up in (("top", 8), ("bottom", -22), ("middle", -7)):
+            for column, left in (("center", -wide / 2), ("right", 7.0), ("left", -wide - 7.0)):
+                if (row, column) == ("middle", "center"):
+                    continue
+                box = (x + left, y + up, x + left + wide, y + up + 14)
+                covered = sum(
+                    max(0, min(box[2], other[2]) - max(box[0], other[0]))
+                    * max(0, min(box[3], other[3]) - max(box[1], other[1]))
+                    for j, other in enumerate(boxes)
+                    if j != k
+                )
+                covered += 14 * (max(0, -30 - box[0]) + max(0, box[2] - size[0] - 30))  # inside the plot
+                if best is None or covered < best[0] - 1:
+                    best = covered, f"{row} {column}", box
+        assert best is not None
+        chosen[name] = best[1]
+        boxes.append(best[2])
+    return chosen
 
 
 def method_plane(
@@ -113,8 +154,7 @@ def method_plane(
     if sorted(grouped) != sorted(need("points", points)):
         raise ValueError(f"groups hold {sorted(grouped)}, expected each of the points' {sorted(points)} once")
     fig, told = new_figure("", height=520), []
-    along = sorted(points, key=lambda m: interval(points[m][0]).value)  # names of neighbours: one above, one below
-    side = {method: ("top center", "bottom center")[k % 2] for k, method in enumerate(along)}
+    side = _sides({method: tuple(interval(v).value for v in at) for method, at in points.items()}, log)
     for i, (group, members) in enumerate(groups.items()):
         if not members:
             continue
@@ -137,7 +177,8 @@ def method_plane(
                 hovertemplate=f"%{{text}}<br>{x_title} %{{x:.3g}}<br>{y_title} %{{y:.3g}}<extra></extra>",
             )
         )
-    fig.update_xaxes(title_text=x_title, **({"type": "log", "dtick": "D2"} if log else {}))
+    every = [end for at in points.values() for end in interval(at[0])]
+    fig.update_xaxes(title_text=x_title, **({"type": "log"} | log_ticks(min(every), max(every)) if log else {}))
     fig.update_yaxes(title_text=y_title)
     fig.update_layout(meta={"alt": f"{title} {x_title} and {y_title}: {'; '.join(told)}."})
     return fig

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robrep.figures.base import GREY, VERMILION, add_slider, array, error_bars, need, new_figure, rounded, styles
+from robrep.figures.base import (
+    GREY,
+    VERMILION,
+    add_slider,
+    array,
+    error_bars,
+    log_ticks,
+    need,
+    new_figure,
+    rounded,
+    styles,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -161,6 +172,6 @@ def implied_sizes(found: Mapping[str, tuple[float, float, float]], sizes: Mappin
     )
     every = [*low, *high, *(n for name in names for n in sizes[name].values())]
     ends = np.log10([min(every) / 1.4, max(every) * 1.4])
-    fig.update_xaxes(title_text="images (log scale)", type="log", range=rounded(ends))
+    fig.update_xaxes(title_text="images (log scale)", type="log", range=rounded(ends), **log_ticks(*10**ends))
     fig.update_yaxes(type="category", autorange="reversed")
     return fig

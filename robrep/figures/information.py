@@ -362,6 +362,7 @@ def feature_histograms(models: Mapping[str, Mapping[str, Sequence[float]]], *, b
             told.append(f"{quantity}, {name}: mean {values.mean():.2f}, from {values.min():.2f} to {values.max():.2f}")
         fig.update_xaxes(title_text="nats", type="linear", nticks=6, tickformat=".2~f", row=1, col=column)
     fig.update_yaxes(title_text="units", row=1, col=1)
+    fig.update_yaxes(dtick=max(1, round(max(max(bars.y) for bars in fig.data) / 5)))  # units come whole
     fig.update_layout(barmode="group", meta={"alt": f"Histograms over single units, in nats. {'; '.join(told)}."})
     return fig
 

@@ -44,14 +44,18 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
     import plotly.graph_objects as go
 
     drawn: list = []
-    owner, told, logs = [], [], {}
+    owner, told, logs, ticks = [], [], {}, {}
     for name, history in need("histories", histories).items():
         if not history:
             raise ValueError(f"history of {name!r} is empty, expected at least one epoch")
         epochs = [h.get("epoch", i + 1) for i, h in enumerate(history)]
         terms = [k for k, v in history[0].items() if k != "epoch" and isinstance(v, int | float)]
+        terms = terms if len(terms) > 2 else [k for k in terms if k != "loss"] or terms  # a single term is the loss
         values = {term: array([h.get(term, math.nan) for h in history], term) for term in terms}
         logs[name] = log and all((v[np.isfinite(v)] > 0).all() for v in values.values())
+        low, high = (float(end([end(v[np.isfinite(v)], initial=start) for v in values.values()]))
+                     for end, start in ((np.min, np.inf), (np.max, -np.inf)))  # fmt: skip
+        ticks[name] = "D2" if logs[name] and high > 10 * low else None  # of a decade, only 2 and 5
         told.append(
             f"{name}, epochs {epochs[0]} to {epochs[-1]}: "
             + ", ".join(f"{term} {v[0]:.3g} to {v[-1]:.3g}" for term, v in values.items())
@@ -64,7 +68,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
                     y=rounded(v),
                     name=term,
                     mode="lines+markers",
-                    visible=len(told) == 1,
+                    visible=len(told) == len(histories),
                     line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)]},
                     marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
                 )
@@ -74,18 +78,22 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
     fig.update_layout(showlegend=True)
     fig.update_xaxes(title_text="epoch", rangemode="tozero")
     fig.update_yaxes(title_text="loss term (mean over the epoch)")
-    kinds = {name: "log" if logs[name] else "linear" for name in histories}
-    fig.update_yaxes(type=next(iter(kinds.values())), exponentformat="power")
+    axes = {name: {"type": "log" if logs[name] else "linear", "dtick": ticks[name]} for name in histories}
+    fig.update_yaxes(**axes[name], exponentformat="power")
     if len(histories) > 1:
         buttons = [
             {
                 "label": name,
                 "method": "update",
-                "args": [{"visible": [o == name for o in owner]}, {"yaxis.type": kinds[name], "yaxis.autorange": True}],
+                "args": [
+                    {"visible": [o == name for o in owner]},
+                    {f"yaxis.{key}": value for key, value in axis.items()} | {"yaxis.autorange": True},
+                ],
             }
-            for name in histories
+            for name, axis in axes.items()
         ]
-        menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 4}}
+        place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 4}}
+        menu = {"buttons": buttons, "active": len(buttons) - 1} | place  # the last row is the chapter's own
         fig.update_layout(updatemenus=[menu], margin_t=60)
     return fig
 

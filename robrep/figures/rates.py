@@ -190,7 +190,7 @@ def trade_off(
     """
     import plotly.graph_objects as go
 
-    look, told, drawn = styles(need("sweeps", sweeps)), [], []
+    look, told, drawn, ends = styles(need("sweeps", sweeps)), [], [], []
     values: dict[float, list[tuple[float, float, str]]] = {}
     for name, points in sweeps.items():
         if not points:
@@ -209,7 +209,7 @@ def trade_off(
                                     for b, c, r in zip(labels, clean, robust, strict=True))
         )  # fmt: skip
         color, dash, symbol = look[name]
-
+        ends += [(clean_low, clean_high, low, high)]
         drawn.append(
             go.Scatter(
                 x=rounded(clean),
@@ -229,14 +229,13 @@ def trade_off(
     at = f" at ε = {radius:g}" if radius is not None else ""
     fig = new_figure(f"Robust against clean accuracy{at}. {'; '.join(told)}.", height=520 if slider else 430)
     fig.add_traces(drawn)
-    c = np.array([p[0] for ps in values.values() for p in ps])
-    r = np.array([p[1] for ps in values.values() for p in ps])
+    c, r = (np.concatenate([bar for each in ends for bar in each[i : i + 2]]) for i in (0, 2))  # bars are not cut
 
     def padded(a: np.ndarray, before: float, after: float) -> list:
         span = max(a.max() - a.min(), 4.0)
         return rounded([max(-4.0, a.min() - before * span), min(104.0, a.max() + after * span)])
 
-    fig.update_xaxes(title_text="clean accuracy (%)", range=padded(c, 0.25, 0.1))
+    fig.update_xaxes(title_text="clean accuracy (%)", range=padded(c, 0.12, 0.06))
     fig.update_yaxes(title_text=f"robust accuracy{at} (%)", range=padded(r, 0.12, 0.12))
     if slider:
         fig.add_trace(go.Scatter())

@@ -49,7 +49,7 @@ REWRITTEN_HTML = (
     (re.compile(r"(Show|Hide) code cell source"), r"\1 the code"),
 )
 
-# Texts in which a number and its % stay on one line: everything but code and scripts, which are to be copied as they are
+# A number and its % stay on one line, but for code and scripts, which are to be copied as they are
 VERBATIM = re.compile(r"(<(pre|script|style)\b.*?</\2>)", re.DOTALL)
 PERCENT = re.compile(r"(?<=\d) %(?![\w%])")
 
