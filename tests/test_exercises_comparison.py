@@ -20,10 +20,16 @@ def paired(a, b):
     return torch.stack([(a - b).mean(), (a - b).min(), (a - b).max()])
 
 
+def spearman(a, b):
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+
+
 SOLUTIONS: dict[str, Any] = {
     "passes": lambda steps: passes("byorl", steps),
     "moved": ratio,
-    "worst_case": lambda clean, survived: (clean & survived.all(0)).double().mean(),
+    "rank": spearman,
     "seeds": paired,
 }
 MISTAKES: list[tuple[str, Any, str]] = [
@@ -33,9 +39,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("moved", lambda z, z_adv, y: (z_adv - z).norm(dim=1).mean(), "divide by the distance"),
     ("moved", lambda z, z_adv, y: ratio(z, z_adv, y, lambda v: v.square().sum(1)), "not its square"),
     ("moved", lambda z, z_adv, y: 1 / ratio(z, z_adv, y), "other way round"),
-    ("worst_case", lambda clean, survived: survived.all(0).double().mean(), "wrong before any attack"),
-    ("worst_case", lambda clean, survived: (clean & survived).double().mean(1).min(), "weakest attack"),
-    ("worst_case", lambda clean, survived: (clean & survived.any(0)).double().mean(), "survive all"),
+    ("rank", lambda a, b: torch.corrcoef(torch.stack([a, b]))[0, 1], "not the numbers"),
+    ("rank", lambda a, b: torch.corrcoef(torch.stack([a, b]).argsort(1).double())[0, 1], "its own argsort"),
+    ("rank", lambda a, b: -spearman(a, b), "same way round"),
+    ("rank", lambda a, b: a, "one number"),
     ("seeds", lambda a, b: torch.stack([(a - b).mean(), a.min() - b.max(), a.max() - b.min()]), "pair the seeds"),
     ("seeds", lambda a, b: paired(b, a), "first row minus"),
     ("seeds", lambda a, b: (a - b).mean(), "three numbers"),

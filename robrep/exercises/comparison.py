@@ -71,28 +71,33 @@ def _check_moved(answer: Any) -> None:
 
 
 @exercise(
-    "comparison.worst_case",
-    "an image counts only if it is right as it is and under every attack.",
-    "(clean & survived.all(0)).double().mean()",
-    learned="The pointwise worst case is at most the smallest of the attacks' own numbers, and often below it.",
+    "comparison.rank",
+    "replace each number by its place in the order of its column; then correlate the places.",
+    "ranks = v.argsort().argsort(): the first gives the order, the second each element's place in it.",
+    "torch.corrcoef(torch.stack([ranks of a, ranks of b]).double())[0, 1]",
+    learned="Any increasing function of a column leaves it as it is: a log axis, a square, another unit.",
 )
-def _check_worst_case(answer: Any) -> None:
-    """answer(clean, survived) -> robust accuracy; clean bool (N,), survived bool (attacks, N)."""
-    clean = random_tensor(212, 40) > -1
-    survived = random_tensor(213, 3, 40) > -0.5
-    got = _number(call(answer, clean, survived))
-    truth = (clean & survived.all(0)).double().mean().reshape(1)
-    mistakes = [
-        (survived.all(0).double().mean().reshape(1), "an image that was wrong before any attack does not count."),
-        (
-            (clean & survived).double().mean(1).min().reshape(1),
-            "the weakest attack is not each image's worst case.",
-        ),
-        ((clean & survived).double().mean().reshape(1), "not the mean over attacks."),
-        ((clean & survived.any(0)).double().mean().reshape(1), "it has to survive all attacks, not one of them."),
-        (survived.all(0)[clean].double().mean().reshape(1), "a share of all images, not of those that were right."),
-    ]
-    compare(got, truth, "40 images, three attacks", mistakes, "right and unbroken by all, as a share of all images.")
+def _check_rank(answer: Any) -> None:
+    """answer(a, b) -> Spearman's rank correlation of two columns (N,) without ties."""
+    for case, curved in (("nine methods", lambda v: -v.exp()), ("nine methods in random order", lambda v: 0 * v)):
+        a = 2 * random_tensor(212, 9)
+        b = curved(a) + 1.5 * random_tensor(213, 9)
+        got = _number(call(answer, a, b))
+
+        def correlation(u: Tensor, v: Tensor) -> Tensor:
+            return torch.corrcoef(torch.stack([u.double(), v.double()]))[0, 1].reshape(1)
+
+        ranks = [v.argsort().argsort() for v in (a, b)]
+        n = len(a)
+        truth = 1 - 6 * (ranks[0] - ranks[1]).double().square().sum().reshape(1) / (n * (n * n - 1))  # without ties
+        signs = torch.sign(a[:, None] - a) * torch.sign(b[:, None] - b)
+        mistakes = [
+            (correlation(a, b), "correlate the ranks, not the numbers."),
+            (correlation(a.argsort(), b.argsort()), "argsort gives the order; its own argsort gives the ranks."),
+            (-truth, "both columns are ranked the same way round."),
+            (signs.sum().reshape(1) / (n * (n - 1)), "that is Kendall's; correlate the ranks."),
+        ]
+        compare(got, truth, case, mistakes, "the correlation of the ranks.")
 
 
 @exercise(
