@@ -125,6 +125,49 @@ def test_the_whole_suite_finds_little_more(recorded: Path) -> None:
     assert 0 <= one["limited"].value - one["whole"].value <= 0.05
 
 
+def test_lora_fits_and_does_not_defend(recorded: Path) -> None:
+    """On the same small ViT-MAE: adapters read more clean images than a head alone, and nothing is left of it."""
+    for lora, plain in zip(
+        some(recorded, "lora", "foundation=mae"), some(recorded, "identity", "foundation=mae"), strict=True
+    ):
+        assert lora.settings == plain.settings and lora.settings["foundation"] == "mae"
+        check_attacks(lora)
+        check_attacks(plain)
+        assert lora["clean"].low > plain["clean"].high and lora["worst"].high < 0.1
+
+
+def lite(folder: Path, row: str, variant: str = "") -> results.Run:
+    (one,) = results.runs("cropd", scale="lite", dataset="cifar2", row=row, variant=variant, seed=0, folder=folder)
+    return one
+
+
+@pytest.mark.parametrize("row", ["vanilla", "arae", "cropd"])
+def test_rows_at_lite_are_judged_alike(recorded: Path, row: str) -> None:
+    """The same images, attacks and foundation model as Identity; at radius 1 nothing is left."""
+    one, plain = lite(recorded, row), lite(recorded, "identity")
+    assert one.data == plain.data and one["worst"].n == 192
+    for name in (
+        "eps",
+        "suite",
+        "foundation",
+        "foundation_widths",
+        "foundation_epochs",
+        "head_epochs",
+        "robust_epochs",
+    ):
+        assert one.settings[name] == plain.settings[name]
+    for head in ("", "_robust_head"):
+        assert one[f"worst{head}"].attack == plain[f"worst{head}"].attack
+        assert one[f"worst{head}"].value <= one[f"pgd20{head}"].value <= one[f"clean{head}"].value
+    assert one["radius_1"].value == 0
+
+
+def test_on_photographs_cropd_is_above_identity_and_vanilla(recorded: Path) -> None:
+    """Clean heads, one seed, 192 images: the intervals are apart."""
+    for row in ("identity", "vanilla"):
+        assert lite(recorded, "cropd")["worst"].low > lite(recorded, row)["worst"].high
+
+
 def test_the_four_numbers_of_the_masks(recorded: Path) -> None:
     for one in some(recorded, "masking"):
         assert one["averaged_all"].value == pytest.approx(one["single_all"].value, abs=0.011)
