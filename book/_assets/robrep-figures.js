@@ -160,7 +160,7 @@
 
   // Code and tables that go on beyond the edge of their box: the style sheet fades them there.
   const SCROLLING = ".bd-article div.highlight pre, .bd-article .pst-scrollable-table-container, .bd-article .cell_output, " +
-    ".bd-article .cell_output .text_html";
+    ".bd-article .cell_output .text_html, .bd-article .cell_output .text_html > div";
   function markEdges() {
     const mark = (box) => {
       const style = getComputedStyle(box);
@@ -176,7 +176,9 @@
   }
 
   function start() {
-    markEdges();
+    // the theme puts tables into boxes of their own while the page is loading
+    if (document.readyState === "complete") markEdges();
+    else window.addEventListener("load", markEdges);
     const boxes = [...document.querySelectorAll(".robrep-figure")];
     const watcher = new IntersectionObserver(
       (entries) => {
