@@ -136,6 +136,14 @@ def test_lora_fits_and_does_not_defend(recorded: Path) -> None:
         assert lora["clean"].low > plain["clean"].high and lora["worst"].high < 0.1
 
 
+def test_a_vae_is_between_identity_and_cropd(recorded: Path) -> None:
+    for one in some(recorded, "vae"):
+        identity, cropd = (some(recorded, row)[one.seed]["worst"] for row in ("identity", "cropd"))
+        check_attacks(one)
+        assert one["worst"].attack == cropd.attack and one["worst"].n == cropd.n == 300
+        assert identity.high < one["worst"].low and one["worst"].high < cropd.low
+
+
 def lite(folder: Path, row: str, variant: str = "") -> results.Run:
     (one,) = results.runs("cropd", scale="lite", dataset="cifar2", row=row, variant=variant, seed=0, folder=folder)
     return one
