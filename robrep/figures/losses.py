@@ -53,9 +53,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
         terms = terms if len(terms) > 2 else [k for k in terms if k != "loss"] or terms  # a single term is the loss
         values = {term: array([h.get(term, math.nan) for h in history], term) for term in terms}
         logs[name] = log and all((v[np.isfinite(v)] > 0).all() for v in values.values())
-        low, high = (float(end([end(v[np.isfinite(v)], initial=start) for v in values.values()]))
-                     for end, start in ((np.min, np.inf), (np.max, -np.inf)))  # fmt: skip
-        ticks[name] = "D2" if logs[name] and high > 10 * low else None  # of a decade, only 2 and 5
+        seen = np.concatenate([v[np.isfinite(v)] for v in values.values()])
+        decades = logs[name] and seen.size and seen.max() > 10 * seen.min()
+        ticks[name] = "D2" if decades else None  # of a decade, only 2 and 5
         told.append(
             f"{name}, epochs {epochs[0]} to {epochs[-1]}: "
             + ", ".join(f"{term} {v[0]:.3g} to {v[-1]:.3g}" for term, v in values.items())
