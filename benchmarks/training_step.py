@@ -1,14 +1,12 @@
-"""What a training step of RoCL and of SimCLR + Urkle costs beyond its floor: ``python benchmarks/training_step.py``.
+"""What a training step of a robust method costs beyond its floor: ``python benchmarks/training_step.py``.
 
-The floor is what such a step cannot do without, in a bare loop over the same networks: one forward pass, in evaluation
-mode and without a graph, of what the attack compares with; for each attack step a forward pass and a backward pass to
-the images; and one forward and full backward pass over all views together. The step itself also augments, draws its
-noise, computes the losses and moves the images. The optimizer is in neither. Steps and floors take turns, and shown are
-the ratio of the shortest times and the median of the ratios run by run.
-
-It also starts the training at the settings of the chapter's scale ``full``, but for the batch: a few steps with LARS on
-CIFAR-10 (random images if it is not on this machine), whose losses are kept, and the memory that one image's view holds
-for the backward pass.
+Measured are RoCL and SimCLR + Urkle on a ResNet-18, and BYORL on a pre-activation ResNet-34, searching with PGD and
+with AutoPGD. The floor is what such a step cannot do without, in a bare loop over the same networks: forward passes,
+without a graph, of what the attack compares with (of BYORL, the target's); for each attack step a forward pass and a
+backward pass to the images, and for AutoPGD a forward pass at its last point; and the forward and full backward passes
+of the training. The step itself also augments, draws its noise, computes the losses and moves the images. The optimizer
+is in neither. Steps and floors take turns, and shown are the ratio of the shortest times and the median of the ratios
+run by run.
 
 ``--json FILE`` keeps the measurement, and ``--show FILE`` prints one that was kept.
 """
@@ -23,29 +21,31 @@ import torch
 from timing import keep_memory, measurement, options, over, report, show, take_turns, threads
 from torch import Tensor, nn
 
-from robrep import data, results
-from robrep.attacks import PGD, Linf, attack_mode
+from robrep import results
+from robrep.attacks import APGD, PGD, Linf, attack_mode
 from robrep.augmentations import simclr_augmentation
 from robrep.checks import positive_int
-from robrep.encoders import Projector, ResNetEncoder
-from robrep.files import cache_root
+from robrep.encoders import NormMLP, PreActResNet, Projector, ResNetEncoder
 from robrep.gaussians import Gaussian
-from robrep.methods import RoCL, SimCLRUrkle
-from robrep.training import make_optimizer
+from robrep.methods import BYORL, RoCL, SimCLRUrkle
 
 EPS, STEPS, STEP = 8 / 255, 7, 0.007
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+METHODS = ("RoCL", "SimCLR + Urkle", "BYORL, PGD", "BYORL, AutoPGD")
 
 
-def methods(width: int, steps: int) -> dict[str, nn.Module]:
-    """The two methods on a ResNet-18 of that width, with RoCL's attack."""
+def make(name: str, width: int, steps: int) -> nn.Module:
+    """A method of ``METHODS``, on networks whose first stage has ``width`` channels, with an attack of ``steps``."""
     torch.manual_seed(0)
-    made: dict[str, nn.Module] = {}
-    for name, kind in (("RoCL", RoCL), ("SimCLR + Urkle", SimCLRUrkle)):
-        encoder = ResNetEncoder(18, width=width, gaussian=kind is SimCLRUrkle)
-        attack = PGD(steps, step_size=STEP)
-        made[name] = kind(encoder, Projector(encoder.dim), simclr_augmentation(), attack, Linf(EPS)).train()
-    return made
+    threat, pgd = Linf(EPS), PGD(steps, step_size=STEP)
+    if name.startswith("BYORL"):
+        encoder: Any = PreActResNet(base=width)
+        heads = NormMLP(encoder.dim), NormMLP(256)
+        attack = APGD(steps) if name.endswith("AutoPGD") else pgd
+        return BYORL(encoder, *heads, simclr_augmentation(), attack, threat).train()
+    encoder = ResNetEncoder(18, width=width, gaussian=name == "SimCLR + Urkle")
+    kind = SimCLRUrkle if encoder.gaussian else RoCL
+    return kind(encoder, Projector(encoder.dim), simclr_augmentation(), pgd, threat).train()
 
 
 def step(method: nn.Module, x: Tensor, ids: Tensor, seed: int) -> None:
@@ -57,6 +57,19 @@ def step(method: nn.Module, x: Tensor, ids: Tensor, seed: int) -> None:
 
 def floor(method: Any, x: Tensor, steps: int) -> None:
     """The passes that the step cannot do without."""
+    (byorl_floor if isinstance(method, BYORL) else contrastive_floor)(method, x, steps)
+    method.zero_grad(set_to_none=True)
+
+
+def climb(passes: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> None:
+    """For each attack step a forward pass and a backward pass to the images."""
+    for _ in range(steps):
+        x_adv = x.detach().requires_grad_()
+        torch.autograd.grad(passes(x_adv).float().sum(), x_adv)
+
+
+def contrastive_floor(method: Any, x: Tensor, steps: int) -> None:
+    """RoCL attacks the first view, through the projector; SimCLR + Urkle both views, through the encoder."""
     urkle = isinstance(method, SimCLRUrkle)
     attacked = torch.cat([x, x]) if urkle else x
     views = torch.cat([x] * (4 if urkle else 3))
@@ -70,80 +83,50 @@ def floor(method: Any, x: Tensor, steps: int) -> None:
     with attack_mode(method):
         with torch.no_grad():
             passes(attacked, not urkle)
-        for _ in range(steps):
-            x_adv = attacked.detach().requires_grad_()
-            torch.autograd.grad(passes(x_adv, not urkle).float().sum(), x_adv)
+        climb(partial(passes, project=not urkle), attacked, steps)
     passes(views, True).float().sum().backward()
-    method.zero_grad(set_to_none=True)
 
 
-def measure(precision: str, batch: int, runs: int, steps: int = STEPS, width: int = 64) -> list[dict[str, Any]]:
-    """One row for each method: its step and its floor, in seconds, their ratio, and images a second.
+def byorl_floor(method: BYORL, x: Tensor, steps: int) -> None:
+    """Each view passes through the target; then it is attacked through the online network, and trained on."""
+    for _ in range(2):
+        method.project(x)
+    with attack_mode(method.encoder, method.projector, method.predictor, batch_norm="batch"):
+        for _ in range(2):
+            climb(method.predict, x, steps)
+            if isinstance(method.attack, APGD):
+                with torch.no_grad():
+                    method.predict(x)
+    (method.predict(x).float().sum() + method.predict(x).float().sum()).backward()
+
+
+def measure(name: str, precision: str, batch: int, runs: int, steps: int = STEPS, width: int = 64) -> dict[str, Any]:
+    """The row of one method: its step and its floor, in seconds, their ratio, and images a second.
 
     Args:
+        name: one of ``METHODS``.
         precision: a name of ``PRECISIONS``.
         batch: images in the batch, 3 x 32 x 32, before they become views.
         runs: rounds that count, after one that does not.
         steps: of the attack.
-        width: of the ResNet-18; 64 is the usual network.
+        width: channels of the first stage; 64 is the usual network.
     """
     ids, x = torch.arange(batch), torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    works: dict[tuple[str, str], Callable[[], None]] = {}
-    for name, method in methods(width, steps).items():
-        works[name, "floor"] = lambda method=method: floor(method, x, steps)  # type: ignore[misc]
-        works[name, "step"] = lambda method=method: step(method, x, ids, 0)  # type: ignore[misc]
+    method = make(name, width, steps)
 
     def timed(work: Callable[[], None]) -> None:
         with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
             work()
 
+    works = {"floor": partial(floor, method, x, steps), "step": partial(step, method, x, ids, 0)}
     turns = {key: partial(timed, work) for key, work in works.items()}
     times = take_turns(turns, positive_int("runs", runs), warm_up=1)
-    return [
-        {"method": name, "precision": precision}
-        | over(times[name, "step"], times[name, "floor"])
-        | {"images_per_second": batch / min(times[name, "step"])}
-        for name, what in works
-        if what == "step"
-    ]
-
-
-def start(batch: int, steps: int, attack_steps: int, width: int, precision: str = "bf16") -> dict[str, Any]:
-    """The losses of the first steps of each method with the optimizer and the rate of the scale ``full``."""
-    x, what = torch.rand(batch * steps, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "random images"
-    if (cache_root() / "cifar10.npz").exists():
-        x, what = data.load("cifar10").images("train", slice(0, batch * steps)), "CIFAR-10"
-    losses: dict[str, list[float]] = {}
-    for name, method in methods(width, attack_steps).items():
-        optimizer, losses[name] = make_optimizer("lars-all", method.parameters(), lr=1.2, weight_decay=1e-6), []
-        for number, ids in enumerate(torch.arange(len(x)).split(batch)):
-            with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
-                terms = method(x[ids], ids, ids, number)
-            loss = torch.stack(list(terms.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses[name].append(loss.item())
-    return {"images": what, "batch": batch, "precision": precision, "losses": losses}
-
-
-def kept_for_backward(width: int, precision: str) -> float:
-    """Megabytes that a forward pass in training mode keeps for one view, the weights and their copies aside."""
-    method, totals = methods(width, 1)["SimCLR + Urkle"], []
-    for batch in (8, 16):
-        held: dict[int, Tensor] = {}
-
-        def pack(t: Tensor, held: dict[int, Tensor] = held) -> Tensor:
-            held[t.untyped_storage().data_ptr()] = t
-            return t
-
-        x = torch.zeros(batch, 3, 32, 32)
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
-        with hooks, torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
-            out: Any = method.projector(method.encoder(x).mean)  # type: ignore[operator,union-attr]
-        totals.append(sum(t.untyped_storage().nbytes() for t in held.values()))
-        del out
-    return (totals[1] - totals[0]) / 8e6
+    return {
+        "method": name,
+        "precision": precision,
+        **over(times["step"], times["floor"]),
+        "images_per_second": batch / min(times["step"]),
+    }
 
 
 def table(rows: list[dict[str, Any]], caption: str = "") -> results.Table:
@@ -166,27 +149,25 @@ def caption(facts: dict[str, Any]) -> str:
     """What was measured, and where, in a sentence."""
     s = facts["settings"]
     return (
-        f"A training step on a batch of {s['batch']} images of 3 x 32 x 32, ResNet-18 of width {s['width']}, "
+        f"A training step on a batch of {s['batch']} images of 3 x 32 x 32, {s['width']} channels in the first stage, "
         f"{s['steps']} attack steps, {s['runs']} interleaved runs, {threads(facts)}, torch {facts['versions']['torch']}"
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, and keep the measurement if asked to."""
-    parser = options(__doc__, batch=64, runs=3, threads=1, steps=STEPS, width=64, start=2)
+    parser = options(__doc__, batch=64, runs=3, threads=1, steps=STEPS, width=64)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     args = parser.parse_args(arguments)
     if args.show:
         return show(args.show)
     torch.set_num_threads(positive_int("threads", args.threads))
     settings = {k: getattr(args, k) for k in ("batch", "runs", "steps", "width")} | {"memory_kept": keep_memory()}
-    facts = measurement(
-        settings,
-        rows=[row for p in args.precisions for row in measure(p, args.batch, args.runs, args.steps, args.width)],
-        start=start(args.batch, args.start, args.steps, args.width) if args.start else None,
-        megabytes_kept={p: kept_for_backward(args.width, p) for p in PRECISIONS},
-    )
-    report(facts, table(facts["rows"], caption(facts)), args.json)
+    sizes = args.batch, args.runs, args.steps, args.width
+    rows = [measure(name, precision, *sizes) for precision in args.precisions for name in args.methods]
+    facts = measurement(settings, rows=rows)
+    report(facts, table(rows, caption(facts)), args.json)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ those cells in order, as a plain script: what is recorded is what the chapter co
 
     python -m robrep.reproduce vae_urkle SCALE=lite
     torchrun --nproc-per-node 4 -m robrep.reproduce vae_urkle SCALE=full ROWS=vae_urkle
+
+What would that cost on this machine? ``STEPS=N`` lets a row's training make its first N steps, stops there, says how
+they went, and records it (see :func:`try_out`)::
+
+    python -m robrep.reproduce simclr_urkle SCALE=full ROWS=simclr_urkle STEPS=2
 """
 
 from __future__ import annotations
@@ -113,14 +118,78 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such chapter, an unknown parameter, or cells that are not marked.
         Exception: whatever a cell raises; a note names the notebook, the cell and the line.
     """
-    notebook = find_chapter(chapter)
+    namespace: dict[str, Any] = {}
+    _run(find_chapter(chapter), parameters, namespace)
+    return namespace
+
+
+def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
+    """Let a row of ``chapter`` make the first ``steps`` steps of its training, and record what they cost.
+
+    The training is the chapter's own, at the settings, on the data, in the batches and with the schedule that it would
+    have; only it ends early. Recorded are the losses, the seconds of a step, the hours that all steps would take at
+    that speed, and the most memory that was in use.
+
+    Args:
+        chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row.
+        steps: at least 1; the first one is often slow, so better two.
+
+    Returns:
+        The record's path.
+
+    Raises:
+        ValueError: ``ROWS`` does not name one row, or the chapter has none, or nothing was trained.
+        Exception: as :func:`reproduce`.
+    """
+    from robrep import results
+    from robrep.training import first_steps
+
+    notebook, row = find_chapter(chapter), parameters.get("ROWS", "")
+    if not row or "," in row:
+        raise ValueError(f"ROWS is {row!r}, expected the one row that makes its first steps")
+    before = results.peak_memory()
+    namespace: dict[str, Any] = {}
+    with first_steps(steps) as seen:
+        _run(notebook, parameters, namespace)
+    name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], row)
+    n, seconds, peak = len(seen.losses), min(seen.seconds), results.peak_memory()
+    metrics = {
+        "seconds": {"value": seconds, "unit": "s"},
+        "steps": float(seen.total),
+        "hours": {"value": seen.hours, "unit": "h"},
+        "peak": {"value": peak, "unit": "MiB"},
+        "before": {"value": before, "unit": "MiB"},
+    }
+    path = results.record(
+        notebook.stem,
+        name,
+        scale=namespace["SCALE"],
+        row="first_steps",
+        variant=row,
+        seed=namespace["SEED"],
+        settings=namespace["settings"],
+        metrics=metrics,
+        curves={"loss": {"x": [float(i) for i in range(1, n + 1)], "y": seen.losses}},
+        data=results.data_facts(namespace["dataset"], n_train=len(namespace["x_train"])),
+        minutes=sum(seen.seconds) / 60,
+    )
+    losses = ", ".join(f"{loss:.4g}" for loss in seen.losses)
+    print(
+        f"{row}: {n} of {seen.total:,} steps, loss {losses}; {seconds:.3g} s a step, {seen.hours:,.3g} hours for all; "
+        f"at most {peak / 1024:.1f} GiB of memory ({before / 1024:.1f} before); recorded as {path.name}"
+    )
+    return path
+
+
+def _run(notebook: Path, parameters: Mapping[str, Any], namespace: dict[str, Any]) -> None:
+    """Run the marked cells of a notebook in ``namespace``."""
     known = defaults(notebook)
     for name in parameters:
         one_of("parameter", name, known)
     marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"] and "parameters" not in cell["tags"]]
     if not marked:
         raise ValueError(f"{notebook} has no cell tagged 'reproduce'")
-    namespace: dict[str, Any] = {"__name__": "__main__"} | known | parameters
+    namespace.update({"__name__": "__main__", **known, **parameters})
     for cell in marked:
         name = f"<{notebook.name}, cell {cell['index']}>"
         try:
@@ -130,7 +199,6 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
             if frames and frames[-1].lineno:
                 error.add_note(f"{name}: {cell['source'].splitlines()[frames[-1].lineno - 1].strip()}")
             raise
-    return namespace
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -138,13 +206,17 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
-    began = time.monotonic()
+    began, chapter = time.monotonic(), arguments[0]
     try:
-        parameters = parse(arguments[1:], defaults(find_chapter(arguments[0])))
+        parameters = parse(arguments[1:], {"STEPS": 0} | defaults(find_chapter(chapter)))
     except (ValueError, FileNotFoundError) as error:
         print(f"robrep.reproduce: {error}", file=sys.stderr)
         return 2
-    reproduce(arguments[0], **parameters)
+    steps = parameters.pop("STEPS", 0)
+    if steps:
+        try_out(chapter, steps, **parameters)
+    else:
+        reproduce(chapter, **parameters)
     minutes = (time.monotonic() - began) / 60
     print(f"robrep.reproduce: {' '.join(arguments)}: done in {minutes:.1f} minutes", file=sys.stderr)
     return 0

@@ -10,6 +10,9 @@ import pickle
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -102,6 +105,70 @@ def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> 
     fabric = Fabric(**distributed)
     fabric.launch()
     return fabric
+
+
+@dataclass
+class FirstSteps:
+    """What :func:`first_steps` saw.
+
+    Attributes:
+        count: steps after which the training stops.
+        losses: the loss of each step made.
+        seconds: wall time of each.
+        total: steps that the whole training has; 0 before it has begun.
+    """
+
+    count: int
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    total: int = 0
+
+    @property
+    def hours(self) -> float:
+        """What all steps would take at the speed of the fastest; the first one is often slow.
+
+        Raises:
+            ValueError: no step was made.
+        """
+        if not self.seconds:
+            raise ValueError("no step was made: nothing was trained")
+        return min(self.seconds) * self.total / 3600
+
+    def see(self, loss: float, seconds: float, total: int) -> None:
+        """Note one step; raises :class:`Enough` after the last."""
+        self.losses.append(loss)
+        self.seconds.append(seconds)
+        self.total = total
+        if len(self.losses) == self.count:
+            raise Enough
+
+
+class Enough(Exception):
+    """Ends a training that :func:`first_steps` watches."""
+
+
+_watching: ContextVar[FirstSteps | None] = ContextVar("watching", default=None)
+
+
+@contextmanager
+def first_steps(count: int) -> Iterator[FirstSteps]:
+    """Leave the block after the first ``count`` steps of :func:`fit`: what would the whole training cost?
+
+    The steps are those of the whole training, with its schedule and precision; no checkpoint is written in its first
+    epoch. What follows ``fit`` in the block is not run. For example::
+
+        with first_steps(2) as seen:
+            fit(method, x, y, epochs=2_000, batch_size=1_024)
+        print(seen.losses, seen.hours)
+    """
+    seen = FirstSteps(positive_int("count", count))
+    token = _watching.set(seen)
+    try:
+        yield seen
+    except Enough:
+        pass
+    finally:
+        _watching.reset(token)
 
 
 def fit(
@@ -208,6 +275,7 @@ def fit(
 
     x = x.to(fabric.device) if isinstance(x, Tensor) else x
     y = y.to(fabric.device)
+    watching = _watching.get()
     devices = [fabric.device.index] if fabric.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
@@ -224,11 +292,16 @@ def fit(
             method.train()
             batches = (ids[fabric.global_rank :: fabric.world_size] for ids in order.split(batch_size))
             sums: dict[str, Tensor] = {}
+            step_began = began
             for step, ids in enumerate(batches, start=epoch * per_epoch):
                 rate = lr * learning_rate(step, steps, warmup, schedule)
                 terms = _step(step_of, updater, fabric, x, y, ids.to(fabric.device), epoch_seed, rate)
                 if after_step is not None:
                     after_step(step, steps)
+                if watching is not None:
+                    loss = fabric.all_reduce(terms["loss"]).item()
+                    watching.see(loss, time.perf_counter() - step_began, steps)
+                    step_began = time.perf_counter()
                 for name, term in terms.items():
                     sums[name] = sums.get(name, 0) + term
             means = {name: fabric.all_reduce(total / per_epoch).item() for name, total in sums.items()}

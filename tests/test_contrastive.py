@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robrep.attacks import PGD, Linf
+from robrep.attacks import PGD, Linf, attack_mode
 from robrep.augmentations import Augment, colour_jitter, crop_boxes, digit_augmentation, grey, simclr_augmentation
 from robrep.contrastive import DENOMINATORS, effective_rank, nearest, nt_xent
 from robrep.encoders import ConvEncoder, Projector, ResNetEncoder
@@ -280,6 +280,33 @@ def test_a_narrow_resnet_and_its_precision() -> None:
     with pytest.raises(ValueError, match="depth"):
         ResNetEncoder(20)
     assert [m.weight.shape for m in Projector(16, 32, 8) if isinstance(m, nn.Linear)] == [(32, 16), (8, 32)]
+
+
+def test_recomputing_changes_memory_and_nothing_else() -> None:
+    """Same code, gradients and running statistics, in training and in an attack; fewer tensors kept."""
+    x, found = images(6, 3, 16), []
+    for recompute in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = ResNetEncoder(18, width=8, dim=4, recompute=recompute)
+        kept: list[int] = []
+
+        def pack(t: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            p = net(x)
+            loss = p.mean.square().sum() + p.scale.sum()
+        loss.backward()
+        with attack_mode(net):
+            x_adv = PGD(2)(lambda x_, net=net: net(x_).mean.square().sum(1), x, Linf(0.1))
+        grads = [q.grad for q in net.parameters()]
+        buffers = [b.clone() for b in net.buffers()]
+        found.append((p.mean.detach(), grads, buffers, x_adv, sum(kept)))
+    one, two = found
+    torch.testing.assert_close(one[:4], two[:4], rtol=0, atol=0)
+    assert two[4] < one[4] / 3
 
 
 # --- methods ------------------------------------------------------------------------------------------------------

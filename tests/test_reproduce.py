@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robrep import reproduce
+from robrep import reproduce, results
 
 
 def notebook(path: Path, *cells: tuple[str, list[str]]) -> Path:
@@ -80,6 +80,21 @@ def test_an_error_names_the_cell_and_shows_its_line(tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "<bad.ipynb, cell 1>" in done.stderr and "b = a / 0" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_first_steps_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path))
+    assert reproduce.main(["vae_urkle", "SCALE=smoke", "ROWS=vae_urkle", "STEPS=2", "SETTINGS={'epochs_vae': 3}"]) == 0
+    (run,) = results.runs("vae_urkle", row="first_steps", folder=tmp_path)
+    assert (run.variant, run.scale, run.settings["epochs_vae"]) == ("vae_urkle", "smoke", 3)
+    assert len(run.curves["loss"]["y"]) == 2 and run["steps"].value == 3 * (1_097 // 256)
+    assert run["hours"].value == pytest.approx(run["seconds"].value * run["steps"].value / 3600)
+    assert run["peak"].value >= run["before"].value > 0
+    assert "2 of 12 steps" in capsys.readouterr().out
+    assert list(results.runs("vae_urkle", row="vae_urkle", scale="smoke", folder=tmp_path)) == []
+    for rows in ({}, {"ROWS": "vae,vae_urkle"}):
+        with pytest.raises(ValueError, match="ROWS is .*, expected the one row"):
+            reproduce.try_out("vae_urkle", 1, SCALE="smoke", **rows)
 
 
 def test_the_book_has_its_chapters(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,28 @@ def test_after_epoch_and_after_step() -> None:
     assert steps == [(s, 15, False) for s in range(15)], "called after the step"
 
 
+def test_first_steps() -> None:
+    """The steps of the whole training, schedule included, and then no more."""
+    whole, rates = dropped(), []
+    with training.first_steps(100) as seen:
+        fit(whole, X, Y, epochs=1, batch_size=8, lr=0.01, seed=1, warmup_epochs=1, schedule="constant")
+    assert len(seen.losses) == seen.total == 5, "a training with fewer steps ends by itself"
+    method, after = dropped(), []
+    method.after_step = lambda step, steps: rates.append((step, steps))
+    with training.first_steps(2) as begun:
+        fit(method, X, Y, epochs=1, batch_size=8, lr=0.01, seed=1, warmup_epochs=1, schedule="constant")
+        after.append("not reached")
+    assert begun.losses == seen.losses[:2] and begun.total == 5 and rates == [(0, 5), (1, 5)] and not after
+    assert begun.hours == min(begun.seconds) * 5 / 3600 > 0
+    fit(dropped(), X, Y, epochs=1, batch_size=8)  # outside of the block nothing stops
+    with training.first_steps(1) as none:
+        pass
+    with pytest.raises(ValueError, match="no step was made"):
+        _ = none.hours
+    with pytest.raises(ValueError, match="count"), training.first_steps(0):
+        pass
+
+
 def test_after_epoch_may_put_the_method_in_evaluation_mode() -> None:
     def evaluate(done: int) -> dict[str, float]:
         method.eval()

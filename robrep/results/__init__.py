@@ -11,7 +11,7 @@ run of the same name, the live one wins.
 
 from __future__ import annotations
 
-from robrep.results.origin import commit, hardware, live_folder, recorded_folder, versions
+from robrep.results.origin import commit, hardware, live_folder, peak_memory, recorded_folder, versions
 from robrep.results.published import (
     COMPARABLE,
     Count,
@@ -34,6 +34,7 @@ from robrep.results.records import (
     MAX_WEIGHTS,
     Run,
     data_facts,
+    first_steps_table,
     load_run,
     load_weights,
     record,
@@ -62,6 +63,7 @@ __all__ = [
     "commit",
     "count",
     "data_facts",
+    "first_steps_table",
     "hardware",
     "live_folder",
     "load_run",
@@ -69,6 +71,7 @@ __all__ = [
     "ours",
     "paper_against_ours",
     "papers",
+    "peak_memory",
     "published",
     "published_folds",
     "published_title",

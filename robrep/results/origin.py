@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     if device == "cuda":
         facts |= {"gpu": torch.cuda.get_device_name(), "gpus": int(os.environ.get("WORLD_SIZE", "1"))}
     return facts
+
+
+def peak_memory() -> float:
+    """The most memory in use so far, in MiB: torch's on the GPU if there is one, else this process's (Unix only).
+
+    Raises:
+        OSError: neither is known, as on Windows without a GPU.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:
+        raise OSError("the memory in use is not known on this system") from None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @cache

@@ -19,7 +19,7 @@ from robrep.checks import one_of
 from robrep.files import atomic_write, code_hash
 from robrep.results.origin import commit, hardware, live_folder, recorded_folder, versions
 from robrep.results.schema import SCALES, SCHEMA, check_record, plain, read_json
-from robrep.results.showing import Metric
+from robrep.results.showing import Metric, Table
 
 MAX_WEIGHTS = 2_000_000  # bytes of one weights file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]*")
@@ -285,6 +285,36 @@ def runs(
     wanted = {"scale": scale, "dataset": dataset, "row": row, "seed": seed, "variant": variant}
     kept = [r for r in found.values() if all(v is None or getattr(r, k) == v for k, v in wanted.items())]
     return sorted(kept, key=lambda r: (SCALES.index(r.scale), r.dataset, r.row, r.variant, r.seed, r.run))
+
+
+def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full") -> Table:
+    """What the rows' first steps cost (see :func:`robrep.reproduce.try_out`), a line for each that was recorded.
+
+    Args:
+        chapter: the chapter's name.
+        names: row to its name in the table, in the table's order.
+        scale: whose settings the steps were made with.
+
+    Raises:
+        ValueError: nobody has recorded first steps of these rows.
+    """
+    numbers = ("a step, s", "all steps, h", "memory, GiB")
+    found = [run for row in names for run in runs(chapter, row="first_steps", scale=scale, variant=row)]
+    if not found:
+        raise ValueError(f"chapter is {chapter!r}, of which no first steps at scale {scale} are recorded")
+    cells = [
+        [
+            names[run.variant],
+            f"{len(run.curves['loss']['y'])} of {run['steps'].value:,.0f}",
+            ", ".join(f"{loss:.3f}" for loss in run.curves["loss"]["y"]),
+            f"{run['seconds'].value:,.3g}",
+            f"{run['hours'].value:,.0f}",
+            f"{run['peak'].value / 1024:.1f}",
+        ]
+        for run in found
+    ]
+    caption = f"The first steps at the settings of {scale}, on {found[0].device}; hours are projected from them"
+    return Table(cells, ("row", "steps made", "loss", *numbers), caption=caption, numbers=numbers)
 
 
 def load_run(chapter: str, run: str, *, folder: str | os.PathLike[str] | None = None) -> Run:
