@@ -115,3 +115,15 @@ def test_a_saved_model_gives_its_recorded_number(recorded: Path) -> None:
     attack = PGD(s["test_steps"], relative_step=0.1, leave_early=True)
     again = robust_accuracy(Classifier(f, c), d.x_test[:200], d.y_test[:200], attack, Linf(s["eps"]))
     assert again.value == pytest.approx(record["robust_few"].value, abs=0.02)
+
+
+def test_photographs(recorded: Path) -> None:
+    """CIFAR-10 at lite: only the rows with an adversary keep anything, and RoCL keeps more (one seed)."""
+    kept = {row: results.load_run("simclr_urkle", f"lite-cifar10-{row}-0", folder=recorded) for row in ROWS}
+    plain, rocl, urkle = kept.values()
+    assert plain.settings == rocl.settings == urkle.settings and plain.settings["eps"] == 8 / 255
+    assert {r.data["n_train"] for r in kept.values()} == {5_000} and {r["robust"].n for r in kept.values()} == {1_000}
+    assert plain["robust"].high < urkle["robust"].low and urkle["robust"].high < rocl["robust"].low
+    assert min(r["clean"].low for r in kept.values()) > 0.2, "more than twice chance"
+    for one in kept.values():
+        check_attacks(one)
