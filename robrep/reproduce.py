@@ -175,7 +175,7 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     )
     losses = ", ".join(f"{loss:.4g}" for loss in seen.losses)
     print(
-        f"{row}: {n} of {seen.total:,} steps, loss {losses}; {seconds:.3g} s a step, {seen.hours:,.3g} hours for all; "
+        f"{row}: {n} of {seen.total:,} steps, loss {losses}; {seconds:,.1f} s a step, {seen.hours:,.1f} hours for all; "
         f"at most {peak / 1024:.1f} GiB of memory ({before / 1024:.1f} before); recorded as {path.name}"
     )
     return path

@@ -307,7 +307,7 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
             names[run.variant],
             f"{len(run.curves['loss']['y'])} of {run['steps'].value:,.0f}",
             ", ".join(f"{loss:.3f}" for loss in run.curves["loss"]["y"]),
-            f"{run['seconds'].value:,.3g}",
+            f"{run['seconds'].value:,.1f}",
             f"{run['hours'].value:,.0f}",
             f"{run['peak'].value / 1024:.1f}",
         ]
