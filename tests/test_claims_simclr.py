@@ -118,14 +118,15 @@ def test_a_saved_model_gives_its_recorded_number(recorded: Path) -> None:
 
 
 def test_photographs(recorded: Path) -> None:
-    """CIFAR-10 at lite: RoCL keeps something; of what SimCLR + Urkle seems to keep, a harder attack leaves next to nothing."""
+    """CIFAR-10 at lite: RoCL keeps something; what SimCLR + Urkle seems to keep a harder attack takes."""
     kept = {row: results.load_run("simclr_urkle", f"lite-cifar10-{row}-0", folder=recorded) for row in ROWS}
     plain, rocl, urkle = kept.values()
     assert plain.settings == rocl.settings == urkle.settings and plain.settings["eps"] == 8 / 255
     assert {r.data["n_train"] for r in kept.values()} == {5_000} and {r["robust"].n for r in kept.values()} == {1_000}
     assert plain["robust"].high < urkle["robust"].low and urkle["robust"].high < rocl["robust"].low
     assert urkle["robust_strong"].value < 0.5 * urkle["robust_few"].value and urkle["robust_strong"].high < 0.05
-    assert rocl["robust_strong"].value > 0.8 * rocl["robust_few"].value and rocl["robust_strong"].low > urkle["robust"].high
+    assert rocl["robust_strong"].value > 0.8 * rocl["robust_few"].value
+    assert rocl["robust_strong"].low > urkle["robust"].high
     assert min(r["clean"].low for r in kept.values()) > 0.2, "more than twice chance"
     for one in kept.values():
         check_attacks(one)
