@@ -8,8 +8,8 @@ those cells in order, as a plain script: what is recorded is what the chapter co
     python -m robrep.reproduce vae_urkle SCALE=lite
     torchrun --nproc-per-node 4 -m robrep.reproduce vae_urkle SCALE=full ROWS=vae_urkle
 
-What would that cost on this machine? ``STEPS=N`` lets a row's training make its first N steps, stops there, says how
-they went, and records it (see :func:`try_out`)::
+What would that cost on this machine? With ``STEPS=N`` the first training of a row makes N steps and stops, and what
+they cost is said and recorded (see :func:`try_out`)::
 
     python -m robrep.reproduce simclr_urkle SCALE=full ROWS=simclr_urkle STEPS=2
 """
@@ -124,11 +124,12 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
 
 
 def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
-    """Let a row of ``chapter`` make the first ``steps`` steps of its training, and record what they cost.
+    """Make the first ``steps`` steps of the first training that a row of ``chapter`` makes, and record what they cost.
 
     The training is the chapter's own, at the settings, on the data, in the batches and with the schedule that it would
-    have; only it ends early. Recorded are the losses, the seconds of a step, the hours that all steps would take at
-    that speed, and the most memory that was in use.
+    have; only it ends early, and what follows it (a head, an evaluation) is left out. Recorded are the losses, the
+    seconds of a step, the hours that all steps of this training would take at that speed, and the most memory that was
+    in use.
 
     Args:
         chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row.
@@ -151,8 +152,8 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     namespace: dict[str, Any] = {}
     with first_steps(steps) as seen:
         _run(notebook, parameters, namespace)
+    n, seconds, peak = len(seen.losses), seen.fastest, results.peak_memory()
     name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], row)
-    n, seconds, peak = len(seen.losses), min(seen.seconds), results.peak_memory()
     metrics = {
         "seconds": {"value": seconds, "unit": "s"},
         "steps": float(seen.total),

@@ -124,15 +124,20 @@ class FirstSteps:
     total: int = 0
 
     @property
-    def hours(self) -> float:
-        """What all steps would take at the speed of the fastest; the first one is often slow.
+    def fastest(self) -> float:
+        """Seconds of the fastest step; the first one is often slow.
 
         Raises:
             ValueError: no step was made.
         """
         if not self.seconds:
             raise ValueError("no step was made: nothing was trained")
-        return min(self.seconds) * self.total / 3600
+        return min(self.seconds)
+
+    @property
+    def hours(self) -> float:
+        """What all steps would take at the speed of the fastest; raises as ``fastest`` does."""
+        return self.fastest * self.total / 3600
 
     def see(self, loss: float, seconds: float, total: int) -> None:
         """Note one step; raises :class:`Enough` after the last."""

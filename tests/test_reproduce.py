@@ -101,6 +101,12 @@ def test_first_steps_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
             reproduce.try_out("vae_urkle", 1, SCALE="smoke", **rows)
 
 
+def test_first_steps_of_a_chapter_that_trains_nothing(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "idle.ipynb", ('ROWS = ""', ["parameters"]), ("x = 1", ["reproduce"]))
+    with pytest.raises(ValueError, match="no step was made"):
+        reproduce.try_out(str(path), 1, ROWS="idle")
+
+
 def test_the_book_has_its_chapters(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root / "book")
     assert reproduce.find_chapter("vae_urkle") == root / "book" / "vae_urkle.ipynb"

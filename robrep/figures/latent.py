@@ -57,7 +57,7 @@ def umap_embed(z: Any, seed: int = 0, n_neighbors: int = 15) -> np.ndarray:
     near = min(positive_int("n_neighbors", n_neighbors), len(flat) - 1)
     init = "spectral" if len(flat) > 10 else "random"  # too few points for the eigenvectors of the start
     flat = flat.astype(np.float32)
-    # UMAP's own search for neighbours would double the time that its first call compiles
+    # UMAP's own search for neighbours is slow to compile, and the points are few
     distances, neighbours = NearestNeighbors(n_neighbors=near).fit(flat).kneighbors(flat)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not an NNDescent object.*")  # that is for embedding further points later
