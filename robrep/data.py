@@ -162,6 +162,24 @@ class Dataset:
         """
         return label_subset(self.labels(split), count, classes=self.classes, balanced=False, seed=seed)
 
+    def resized(self, size: int) -> Dataset:
+        """The same images at ``size`` x ``size`` pixels, bilinear with antialiasing, for an encoder that knows that size.
+
+        Raises:
+            ValueError: ``size`` is not positive.
+            TypeError: the images stay on disk.
+        """
+        from torchvision.transforms.v2 import functional as transforms
+
+        positive_int("size", size)
+        arrays = {f"x_{split}": getattr(self, f"x_{split}") for split in SPLITS}
+        for name, x in arrays.items():
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} is a {type(x).__name__}, expected a tensor of images to resize")
+        note = f"{'; ' * bool(self.note)}resized to {size} x {size}" if self.shape[1:] != (size, size) else ""
+        small = {name: transforms.resize(x, [size, size], antialias=True) for name, x in arrays.items()}
+        return dataclasses.replace(self, note=self.note + note, **small)
+
     def task(self, name: str) -> Dataset:
         """The same images with another set of labels.
 

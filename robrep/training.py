@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from robrep.randomness import fold, permutation
 
 History = list[dict[str, float]]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Schedule = Literal["cosine", "constant", "halfway"]
 Optimizer = Literal["adamw", "sgd", "lars", "lars-all"]
 OPTIMIZERS = ("adamw", "sgd", "lars", "lars-all")
 CHECKPOINT_VERSION = 1
@@ -49,15 +50,17 @@ def best_precision(device: torch.device) -> Precision:
     return "32-true"
 
 
-def learning_rate(step: int, steps: int, warmup: int, schedule: Literal["cosine", "constant"]) -> float:
+def learning_rate(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
     """Factor on the peak learning rate at ``step`` of ``steps``: linear over ``warmup`` steps, then the schedule.
 
-    Cosine goes from 1 right after the warm-up to 0 at ``steps``.
+    Cosine goes from 1 right after the warm-up to 0 at ``steps``; "halfway" is 1, and 0.1 in the second half.
     """
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
+    if schedule == "halfway":
+        return 1.0 if 2 * step < steps else 0.1
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
@@ -187,7 +190,7 @@ def fit(
     optimizer: Optimizer = "adamw",
     weight_decay: float = 0.0,
     warmup_epochs: float = 0.0,
-    schedule: Literal["cosine", "constant"] = "cosine",
+    schedule: Schedule = "cosine",
     precision: Precision = "32-true",
     accelerator: str = "auto",
     seed: int = 0,
@@ -216,7 +219,7 @@ def fit(
             the parameters of normalisation (as in SimCLR and BYOL); "lars-all" adapts and decays them, too (RoCL).
         weight_decay: as the optimizer means it.
         warmup_epochs: length of the linear warm-up.
-        schedule: "cosine" to zero, or "constant".
+        schedule: "cosine" to zero, "constant", or "halfway", which divides the rate by ten after half of the steps.
         precision: "auto" takes the device's fastest mixed precision.
         accelerator: "auto", "cpu", "cuda" or another name that Fabric knows.
         seed: seed of the order of the data and of everything that the method draws.
@@ -242,7 +245,7 @@ def fit(
         "optimizer": one_of("optimizer", optimizer, OPTIMIZERS),
         "weight_decay": nonnegative("weight_decay", weight_decay),
         "warmup_epochs": nonnegative("warmup_epochs", warmup_epochs),
-        "schedule": one_of("schedule", schedule, ("cosine", "constant")),
+        "schedule": one_of("schedule", schedule, get_args(Schedule)),
         "seed": seed,
     }
     n = len(x)
@@ -262,7 +265,7 @@ def fit(
     after_step: Callable[[int, int], None] | None = getattr(method, "after_step", None)
     if path is not None or cache is not None:
         settings |= {"precision": str(fabric._precision.precision), "world_size": fabric.world_size}
-        settings |= {"data": _fingerprint(x), "labels": _fingerprint(y)}
+        settings |= {"data": fingerprint(x), "labels": fingerprint(y)}
         settings |= {"code": code_hash(), "method": describe(method)}
         if path is None:
             path = Path(cache) / f"{digest(settings)[:24]}.pt"  # type: ignore[arg-type]
@@ -364,7 +367,7 @@ def describe(method: nn.Module) -> dict[str, Any]:
     }
     weights = hashlib.sha256()
     for name, value in method.state_dict().items():
-        weights.update(name.encode() + _fingerprint(value).encode())
+        weights.update(name.encode() + fingerprint(value).encode())
     return {
         "class": type(method).__name__,
         "attributes": attributes,
@@ -373,7 +376,7 @@ def describe(method: nn.Module) -> dict[str, Any]:
     }
 
 
-def _fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """A hash of a tensor's type, shape and bytes; of anything else, its own ``fingerprint``."""
     if not isinstance(value, Tensor):
         return str(value.fingerprint)

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robrep import early_stopping
 from robrep.attacks import APGD, L2, PGD, Linf
 from robrep.augmentations import digit_augmentation
-from robrep.early_stopping import train_head_stopped
+from robrep.early_stopping import fit_stopped, train_head_stopped
 from robrep.encoders import ConvNormEncoder, NormMLP, PreActResNet
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier, pseudo_labels
 from robrep.losses import cosine_distance
-from robrep.methods import BYOL, BYORL, ema_rate
+from robrep.methods import BYOL, BYORL, AdversarialTraining, ema_rate
 from robrep.training import fit
 
 AUGMENT = digit_augmentation()
@@ -262,3 +263,43 @@ def test_probe_keeps_the_best_epoch_and_the_encoder(attack) -> None:
     assert len(judged) == 6 and kept == max(judged)
     again = robust_accuracy(Classifier(encoder, head, 0), x[40:], y[40:], PGD(2), threat, seed=0).value
     assert again == pytest.approx(kept)
+
+
+def test_early_stopping_goes_on_where_it_was_cut_short(tmp_path, monkeypatch) -> None:
+    """The best epoch so far is a part of the checkpoint."""
+    x, _, _ = batch(60)
+    y = (x.mean((1, 2, 3)) > 0.5).long()
+
+    def trained(cache=None, judge=PGD(2)):
+        f, _, _ = parts()
+        torch.manual_seed(0)
+        model = Classifier(f, nn.Linear(8, 2), 0)
+        method = AdversarialTraining(f, model.head, PGD(2), Linf(0.02))
+        rest = dict(epochs=6, batch_size=16, lr=0.05, every=2, cache=cache)
+        return fit_stopped(method, model, x[:40], y[:40], (x[40:], y[40:]), judge, Linf(0.02), **rest), model.state_dict()
+
+    def same(a, b):
+        return all(torch.equal(a[k], b[k]) for k in a)
+
+    history, state = trained()
+    assert [("robust" in row) for row in history] == [False, True] * 3
+    seen, real = [], early_stopping.robust_accuracy
+
+    def broken(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(early_stopping, "robust_accuracy", broken)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path)
+    resumed, state_resumed = trained(tmp_path)
+    assert len(seen) == 4, "the epochs that were judged before are not judged again"
+    assert same(state, state_resumed)
+    assert [row.get("robust") for row in resumed] == [row.get("robust") for row in history]
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+    again, loaded = trained(tmp_path)
+    assert len(seen) == 4 and same(state, loaded) and len(again) == 6, "a finished one is loaded"
+    trained(tmp_path, PGD(3))
+    assert len(list(tmp_path.glob("*.pt"))) == 2, "another judge is another training"

@@ -669,3 +669,18 @@ def test_real_cifar10():
     d = load("cifar10", real_file("cifar10").parent)
     assert (len(d.y_train), len(d.y_val)) == (45_000, 5_000) and d.shape == (3, 32, 32)
     assert d.note == ("" if len(d.y_test) == 10_000 else f"first {len(d.y_test):,} of 10,000 test images")
+
+
+def test_resized_images_are_averages_of_the_old_ones() -> None:
+    digits = data.load("digits")
+    small = digits.resized(4)
+    assert small.shape == (1, 4, 4) and small.note.endswith("resized to 4 x 4") and small.x_train.dtype == torch.uint8
+    assert torch.equal(small.y_test, digits.y_test) and digits.shape == (1, 8, 8)
+    old, new = digits.images("test"), small.images("test")
+    triangle = torch.tensor([1.0, 3.0, 3.0, 1.0])  # bilinear with antialiasing, at half the size, inside the image
+    inside = torch.einsum("ncij,i,j->nc", old[:, :, 1:5, 1:5], triangle, triangle) / 64
+    assert (new[:, :, 1, 1] - inside).abs().max() <= 1.01 / 255
+    same = digits.resized(8)
+    assert torch.equal(same.x_val, digits.x_val) and same.note == digits.note
+    with pytest.raises(ValueError, match="size is 0"):
+        digits.resized(0)

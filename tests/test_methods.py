@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robrep import methods, regularizers
 from robrep.attacks import PGD, Linf
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
-from robrep.methods import AETRADES, TRADES, VAE, AdversarialTraining, Supervised, VAEUrkle
+from robrep.methods import AETRADES, TRADES, VAE, AdversarialTraining, Augmented, Supervised, VAEUrkle
 from robrep.randomness import fold, noise
 
 ATTACK, THREAT = PGD(2), Linf(0.1)
@@ -211,3 +211,16 @@ def test_weights_move_from_one_method_to_another() -> None:
     assert make("VAE").state_dict().keys() == make("VAEUrkle").state_dict().keys()
     assert isinstance(make("TRADES"), AdversarialTraining) and isinstance(make("TRADES"), Supervised)
     assert isinstance(make("TRADES"), TRADES)
+
+
+def test_augmented_images_are_what_the_method_sees() -> None:
+    seen: list[Any] = []
+
+    def augment(x: Tensor, ids: Tensor, seed: int) -> Tensor:
+        seen.append((ids, seed))
+        return 1 - x
+
+    method = make("Supervised")
+    found, expected = Augmented(method, augment)(X, Y, IDS, SEED), method(1 - X, Y, IDS, SEED)
+    assert torch.equal(found["cross_entropy"], expected["cross_entropy"])
+    assert torch.equal(seen[0][0], IDS) and seen[0][1] not in (SEED, None)

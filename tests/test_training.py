@@ -161,10 +161,11 @@ def test_learning_rate(warmup: int) -> None:
     cosine = [learning_rate(s, steps, warmup, "cosine") for s in range(steps + 1)]
     for s in range(warmup):
         assert cosine[s] == pytest.approx((s + 1) / warmup)
-        assert learning_rate(s, steps, warmup, "constant") == cosine[s]
+        assert learning_rate(s, steps, warmup, "constant") == learning_rate(s, steps, warmup, "halfway") == cosine[s]
     for s in range(warmup, steps + 1):
         assert cosine[s] == pytest.approx(math.cos(math.pi / 2 * (s - warmup) / (steps - warmup)) ** 2, abs=1e-12)
         assert learning_rate(s, steps, warmup, "constant") == 1
+        assert learning_rate(s, steps, warmup, "halfway") == (1 if s < 10 else 0.1)
     assert cosine[warmup] == 1 and cosine[-1] == pytest.approx(0, abs=1e-15)
     assert all(a >= b for a, b in zip(cosine[warmup:], cosine[warmup + 1 :], strict=False))
     assert learning_rate(0, 1, 1, "cosine") == 1 and learning_rate(3, 3, 3, "cosine") == 1

@@ -19,7 +19,7 @@ from robrep.methods.cropd import (
     pixel_error,
 )
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
-from robrep.methods.supervised import TRADES, AdversarialTraining, Supervised, Terms
+from robrep.methods.supervised import TRADES, AdversarialTraining, Augmented, Supervised, Terms
 
 __all__ = [
     "AETRADES",
@@ -29,6 +29,7 @@ __all__ = [
     "TRADES",
     "VAE",
     "AdversarialTraining",
+    "Augmented",
     "CRoPD",
     "GaussianVAE",
     "InfoMax",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robrep.attacks import Threat
+from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative
 from robrep.losses import cross_entropy
+from robrep.randomness import fold
 from robrep.regularizers import Attack, adversarial_cross_entropy, trades
 
 Terms = dict[str, Tensor]
@@ -66,3 +68,20 @@ class TRADES(AdversarialTraining):
         logits = self.classifier(x)
         worst = trades(self.classifier, x, logits, self.attack, self.threat, ids=ids, seed=seed)
         return {"cross_entropy": cross_entropy(logits, y).mean(), "trades": self.beta * worst.mean()}
+
+
+class Augmented(nn.Module):
+    """A supervised method that sees augmented images.
+
+    Args:
+        method: what is trained.
+        augment: ``augment(x, ids, seed)`` gives images of the same shape; for example
+            :class:`robrep.augmentations.Augment`.
+    """
+
+    def __init__(self, method: nn.Module, augment: Augmentation) -> None:
+        super().__init__()
+        self.method, self.augment = method, augment
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+        return self.method(self.augment(x, ids, fold(seed, "views")), y, ids, seed)
