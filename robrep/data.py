@@ -163,7 +163,7 @@ class Dataset:
         return label_subset(self.labels(split), count, classes=self.classes, balanced=False, seed=seed)
 
     def resized(self, size: int) -> Dataset:
-        """The same images at ``size`` x ``size`` pixels, bilinear with antialiasing, for an encoder that knows that size.
+        """The same images at ``size`` x ``size`` pixels (bilinear, with antialiasing), for an encoder of that size.
 
         Raises:
             ValueError: ``size`` is not positive.

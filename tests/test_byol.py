@@ -270,13 +270,14 @@ def test_early_stopping_goes_on_where_it_was_cut_short(tmp_path, monkeypatch) ->
     x, _, _ = batch(60)
     y = (x.mean((1, 2, 3)) > 0.5).long()
 
-    def trained(cache=None, judge=PGD(2)):
+    def trained(cache=None, judge_steps=2):
         f, _, _ = parts()
         torch.manual_seed(0)
         model = Classifier(f, nn.Linear(8, 2), 0)
         method = AdversarialTraining(f, model.head, PGD(2), Linf(0.02))
-        rest = dict(epochs=6, batch_size=16, lr=0.05, every=2, cache=cache)
-        return fit_stopped(method, model, x[:40], y[:40], (x[40:], y[40:]), judge, Linf(0.02), **rest), model.state_dict()
+        judge = dict(judged_on=(x[40:], y[40:]), judge=PGD(judge_steps), threat=Linf(0.02), every=2)
+        history = fit_stopped(method, model, x[:40], y[:40], **judge, epochs=6, batch_size=16, lr=0.05, cache=cache)
+        return history, model.state_dict()
 
     def same(a, b):
         return all(torch.equal(a[k], b[k]) for k in a)
@@ -301,5 +302,5 @@ def test_early_stopping_goes_on_where_it_was_cut_short(tmp_path, monkeypatch) ->
     assert len(list(tmp_path.glob("*.pt"))) == 1
     again, loaded = trained(tmp_path)
     assert len(seen) == 4 and same(state, loaded) and len(again) == 6, "a finished one is loaded"
-    trained(tmp_path, PGD(3))
+    trained(tmp_path, judge_steps=3)
     assert len(list(tmp_path.glob("*.pt"))) == 2, "another judge is another training"
