@@ -33,8 +33,8 @@ class ResNetEncoder(nn.Module):
         small: the stem for small images; False gives ImageNet's, 7 x 7 with stride 2 and a max pool.
         min_scale: added to the scale, which keeps the KL divergence finite.
         recompute: keep only what goes into each residual block for the backward pass, and compute the rest again there
-            (Chen et al. 2016): about a quarter of the memory, for one more forward pass. Gradients and running
-            statistics are the same.
+            (Chen et al. 2016): it keeps less than a third of the numbers, for one more forward pass. Gradients and
+            running statistics are the same.
 
     Attributes:
         dim: dimension of the code.
