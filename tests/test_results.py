@@ -68,6 +68,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert run["robust"].attack == "PGD-40, Linf 0.1" and float(run["kl"]) == 1.25
     assert run.curves["robust"]["y"] == [0.99, 0.97]
     assert run.versions["torch"] == torch.__version__.split("+")[0] or run.versions["torch"] == torch.__version__
+    assert run.hardware["auto_precision"] in ("32-true", "16-mixed", "bf16-mixed")
     assert run.hardware["cpu"] and run.hardware["threads"] >= 1 and len(run.code) == 12
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", run.date)
     assert run.weights is None
@@ -80,7 +81,9 @@ def test_a_record_says_nothing_about_the_machine_but_its_hardware(tmp_path):
 
     assert socket.gethostname() not in text and str(tmp_path) not in text and str(REPOSITORY) not in text
     assert f'"{getpass.getuser()}"' not in text
-    assert set(json.loads(text)["hardware"]) <= {"device", "cpu", "cores", "threads", "gpu", "gpus"}
+    assert set(json.loads(text)["hardware"]) <= {
+        *("device", "cpu", "cores", "threads", "auto_precision", "gpu", "gpus")
+    }
 
 
 def test_commit_is_of_the_sources_or_unknown(monkeypatch, tmp_path):

@@ -53,8 +53,12 @@ def live_folder() -> Path:
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """The machine, without its name: CPU model, cores, torch threads, and the GPUs if ``device`` is "cuda"."""
+    """The machine, without its name: CPU model, cores, torch threads, the GPUs if ``device`` is "cuda", and which
+    precision "auto" means on it."""
+    from robrep.training import best_precision
+
     facts = {"device": device, "cpu": _cpu(), "cores": os.cpu_count() or 0, "threads": torch.get_num_threads()}
+    facts["auto_precision"] = best_precision(torch.device(device))
     if device == "cuda":
         facts |= {"gpu": torch.cuda.get_device_name(), "gpus": int(os.environ.get("WORLD_SIZE", "1"))}
     return facts
