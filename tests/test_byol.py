@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robrep import early_stopping
+from robrep import early_stopping, reproduce, results
 from robrep.attacks import APGD, L2, PGD, Linf
 from robrep.augmentations import digit_augmentation
 from robrep.early_stopping import fit_stopped, train_head_stopped
@@ -304,3 +305,31 @@ def test_early_stopping_goes_on_where_it_was_cut_short(tmp_path, monkeypatch) ->
     assert len(seen) == 4 and same(state, loaded) and len(again) == 6, "a finished one is loaded"
     trained(tmp_path, judge_steps=3)
     assert len(list(tmp_path.glob("*.pt"))) == 2, "another judge is another training"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "row"), [("4", "PGD, 5 steps"), ("text", "BYORL, l2, 500 labels")])
+def test_the_command_of_a_published_number_records_what_answers_it(table, row, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path))
+    numbers = [v for v in results.published("gowal2021", table=table) if v.row == row]
+    _, _, _, chapter, *given = shlex.split(results.command(numbers[0]))
+    given = reproduce.parse(given, reproduce.defaults(reproduce.find_chapter(chapter)))
+    given |= {"SCALE": "smoke", "DATASET": "", "SETTINGS": given["SETTINGS"] | {"transfer": (), "shares": (0.01, 1)}}
+    reproduce.reproduce(chapter, **given | {"SETTINGS": given["SETTINGS"] | {"suite_shares": (0.01, 1)}})
+    (run,) = results.runs(chapter, row="byorl")
+    for value in numbers:
+        assert run.variant.startswith(value.match["variant"]) and value.match["metric"] in run.metrics
+
+
+@pytest.mark.slow
+def test_the_rival_is_a_row_and_heads_move_to_other_data(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path))
+    reproduce.reproduce("byorl", SCALE="smoke", ROWS="uat_ft")
+    whole, part = (
+        results.load_run("byorl", f"smoke-digits-uat_ft-0-share={share}", folder=tmp_path) for share in (1, 0.1)
+    )
+    assert whole["right"].value == 1 > part["right"].value
+    for key in ("digits_0.1", "digits_1", "digits_1_clean_head"):
+        assert whole[f"clean_{key}"].value >= whole[f"robust_{key}"].value >= whole[f"robust_suite_{key}"].value
+    assert "robust_suite" in whole.metrics and "clean_digits_1" not in part.metrics
+    assert len(list(results.runs("byorl", folder=tmp_path))) == 2
