@@ -316,7 +316,7 @@ def test_the_command_of_a_published_number_records_what_answers_it(table, row, t
     given = reproduce.parse(given, reproduce.defaults(reproduce.find_chapter(chapter)))
     given |= {"SCALE": "smoke", "DATASET": "", "SETTINGS": given["SETTINGS"] | {"transfer": (), "shares": (0.01, 1)}}
     reproduce.reproduce(chapter, **given | {"SETTINGS": given["SETTINGS"] | {"suite_shares": (0.01, 1)}})
-    (run,) = results.runs(chapter, row="byorl")
+    (run,) = results.runs(chapter, row="byorl", folder=tmp_path)
     for value in numbers:
         assert run.variant.startswith(value.match["variant"]) and value.match["metric"] in run.metrics
 
