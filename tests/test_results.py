@@ -74,6 +74,17 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert run.weights is None
 
 
+def test_a_run_says_in_which_precision_it_was_trained(tmp_path):
+    for precision, hardware, said in (
+        ("32-true", {"auto_precision": "bf16-mixed"}, "32-true"),
+        ("auto", {"auto_precision": "bf16-mixed"}, "bf16-mixed"),
+        ("auto", {}, "auto"),
+    ):
+        run = results.load_run("vae_urkle", write(tmp_path).stem, folder=tmp_path)
+        assert run.precision == "32-true", "settings that do not name it"
+        assert replace(run, settings={"precision": precision}, hardware=hardware).precision == said
+
+
 def test_a_record_says_nothing_about_the_machine_but_its_hardware(tmp_path):
     text = write(tmp_path).read_text()
     import getpass

@@ -75,6 +75,12 @@ class Run:
         threads = self.hardware.get("threads", "?")
         return f"{self.hardware.get('cpu') or 'CPU'}, {threads} thread{'' if threads == 1 else 's'}"
 
+    @property
+    def precision(self) -> str:
+        """The precision that it was trained in; "auto" where the settings leave it to a machine that is not known."""
+        asked = str(self.settings.get("precision", "32-true"))
+        return str(self.hardware.get("auto_precision", asked)) if asked == "auto" else asked
+
 
 def run_name(scale: str, dataset: str, row: str, seed: int, variant: str = "") -> str:
     """``<scale>-<dataset>-<row>-<seed>[-<variant>]``, the name of a run and of its files.
@@ -307,14 +313,16 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
             names[run.variant],
             f"{len(run.curves['loss']['y'])} of {run['steps'].value:,.0f}",
             ", ".join(f"{loss:.3f}" for loss in run.curves["loss"]["y"]),
+            run.precision,
             f"{run['seconds'].value:,.1f}",
             f"{run['hours'].value:,.0f}",
             f"{run['peak'].value / 1024:.1f}",
         ]
         for run in found
     ]
-    caption = f"The first steps at the settings of {scale}, on {found[0].device}; hours are projected from them"
-    return Table(cells, ("row", "steps made", "loss", *numbers), caption=caption, numbers=numbers)
+    devices = ", ".join(dict.fromkeys(run.device for run in found))
+    caption = f"The first steps at the settings of {scale}, on {devices}; hours are projected from them"
+    return Table(cells, ("row", "steps made", "loss", "precision", *numbers), caption=caption, numbers=numbers)
 
 
 def load_run(chapter: str, run: str, *, folder: str | os.PathLike[str] | None = None) -> Run:
