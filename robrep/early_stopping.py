@@ -20,6 +20,8 @@ from robrep.training import Examples, History, fingerprint, fit
 class _WithBest(nn.Module):
     """A method and the best epoch so far, in one state: a training that was cut short goes on with both."""
 
+    best: Tensor
+
     def __init__(self, method: nn.Module, kept: nn.Module, judge: str) -> None:
         super().__init__()
         self.method, self.judge = method, judge  # the judge is a part of what tells one training from another
