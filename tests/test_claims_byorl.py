@@ -121,3 +121,15 @@ def test_on_digits_the_headlines_of_the_paper_are_not_found(recorded: Path) -> N
     weak = variant("byorl", "attack=pgd-attack_steps=1")
     assert mean(weak, "robust") > 0.5 * mean(usual, "robust") and mean(weak, "clean") > mean(usual, "clean")
     assert min(mean(variant("uat_ft", f"share={s}"), "right") for s in SHARES[1:]) > 0.5
+
+
+def test_on_photographs_both_fail_and_the_loss_does_not_tell(recorded: Path) -> None:
+    byol, byorl = (results.load_run("byorl", f"lite-cifar10-{row}-0", folder=recorded) for row in ("byol", "byorl"))
+    assert byol.settings == byorl.settings and byol.data["n_train"] == 5_000 and byol["robust"].n == 1_000
+    for one in (byol, byorl):
+        assert one["robust_suite_1"].value <= one["clean_1"].value and one["robust_radius_1"].low <= 0.1
+        assert one["clean"].value < one["clean_untrained"].high, "no better than the encoder before any training"
+    assert byorl["clean"].value < byorl["clean_untrained"].low, "worse than that"
+    assert byorl.curves["training_byorl"]["y"][-1] < byol.curves["training_byol"]["y"][-1]
+    spread = byorl.curves["watched_spread"]["y"]
+    assert max(spread[1:]) < 0.5 * spread[0] and byorl["rank"].value < byol["rank"].value
