@@ -467,6 +467,7 @@ DISTRIBUTED = textwrap.dedent("""
                 kept.setdefault(f"{name} {denominator}", []).append(value / 2)
             kept[f"{name} {denominator} gradients"] = [p.grad for p in method.parameters()]
     torch.save(kept, os.path.join(sys.argv[2], f"{rank}.pt"))
+    dist.barrier()  # a process that leaves while the other still talks to it aborts it
     dist.destroy_process_group()
 """)
 

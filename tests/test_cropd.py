@@ -141,6 +141,7 @@ DISTRIBUTED = textwrap.dedent("""
     loss = adversarial_contrast(clean[rank * 3 : rank * 3 + 3], adversarial[rank * 3 : rank * 3 + 3])
     grads = torch.autograd.grad(loss.sum(), [clean, adversarial])
     torch.save([loss.detach(), *grads], os.path.join(sys.argv[1], f"{rank}.pt"))
+    dist.barrier()  # a process that leaves while the other still talks to it aborts it
     dist.destroy_process_group()
 """)
 
