@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 import time
 import traceback
@@ -132,7 +133,8 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     in use.
 
     Args:
-        chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row.
+        chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row. What ``SETTINGS`` changes is a part of the
+            record's name.
         steps: at least 1; the first one is often slow, so better two.
 
     Returns:
@@ -153,7 +155,9 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     with first_steps(steps) as seen:
         _run(notebook, parameters, namespace)
     n, seconds, peak = len(seen.losses), seen.fastest, results.peak_memory()
-    name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], row)
+    changed = (f"-{name}={value}" for name, value in parameters.get("SETTINGS", {}).items())
+    variant = re.sub(r"[^\w.=-]+", "_", row + "".join(changed))
+    name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], variant)
     metrics = {
         "seconds": {"value": seconds, "unit": "s"},
         "steps": float(seen.total),
@@ -166,7 +170,7 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
         name,
         scale=namespace["SCALE"],
         row="first_steps",
-        variant=row,
+        variant=variant,
         seed=namespace["SEED"],
         settings=namespace["settings"],
         metrics=metrics,

@@ -86,13 +86,13 @@ def test_first_steps_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path))
     assert reproduce.main(["vae_urkle", "SCALE=smoke", "ROWS=vae_urkle", "STEPS=2", "SETTINGS={'epochs_vae': 3}"]) == 0
     (run,) = results.runs("vae_urkle", row="first_steps", folder=tmp_path)
-    assert (run.variant, run.scale, run.settings["epochs_vae"]) == ("vae_urkle", "smoke", 3)
+    assert (run.variant, run.scale, run.settings["epochs_vae"]) == ("vae_urkle-epochs_vae=3", "smoke", 3)
     assert len(run.curves["loss"]["y"]) == 2 and run["steps"].value == 3 * (1_097 // 256)
     assert run["hours"].value == pytest.approx(run["seconds"].value * run["steps"].value / 3600)
     assert run["peak"].value >= run["before"].value > 0
     assert "2 of 12 steps" in capsys.readouterr().out
     shown = results.first_steps_table("vae_urkle", {"vae": "VAE", "vae_urkle": "VAE + Urkle"}, scale="smoke")
-    assert len(shown) == 1 and shown.rows[0][:2] == ["VAE + Urkle", "2 of 12"] and shown.rows[0][3] == "32-true"
+    assert len(shown) == 1 and shown.rows[0][:2] == ["VAE + Urkle, epochs_vae = 3", "2 of 12"] and shown.rows[0][3] == "32-true"
     with pytest.raises(ValueError, match="no first steps at scale full"):
         results.first_steps_table("vae_urkle", {"vae_urkle": "VAE + Urkle"})
     assert list(results.runs("vae_urkle", row="vae_urkle", scale="smoke", folder=tmp_path)) == []

@@ -165,9 +165,10 @@ class APGD:
 
 
 def _move(s: _State, project: Any, momentum: bool) -> Tensor:
-    """The next point, a new tensor: a projected gradient step, mixed with the last move."""
+    """The next point: a projected gradient step, mixed with the last move. Where the point before is not needed any
+    more, its memory is taken."""
     ahead = project(torch.addcmul(s.x_adv, s.direction, column(s.size, s.x_adv)))
     if not momentum:
         return ahead
-    # x + 3/4 (ahead - x) + 1/4 (x - previous)
-    return project(ahead.mul_(0.75).add_(s.x_adv, alpha=0.5).sub_(s.previous, alpha=0.25))
+    # x + 3/4 (ahead - x) + 1/4 (x - previous) lies three quarters of the way from 2 x - previous to ahead
+    return project(s.previous.lerp_(s.x_adv, 2.0).lerp_(ahead, 0.75))

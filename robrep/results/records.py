@@ -305,12 +305,13 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
         ValueError: nobody has recorded first steps of these rows.
     """
     numbers = ("a step, s", "all steps, h", "memory, GiB")
-    found = [run for row in names for run in runs(chapter, row="first_steps", scale=scale, variant=row)]
+    begun = runs(chapter, row="first_steps", scale=scale)
+    found = [(row, run) for row in names for run in begun if f"{run.variant}-".startswith(f"{row}-")]
     if not found:
         raise ValueError(f"chapter is {chapter!r}, of which no first steps at scale {scale} are recorded")
     cells = [
         [
-            names[run.variant],
+            names[row] + run.variant.removeprefix(row).replace("-", ", ", 1).replace("=", " = "),
             f"{len(run.curves['loss']['y'])} of {run['steps'].value:,.0f}",
             ", ".join(f"{loss:.3f}" for loss in run.curves["loss"]["y"]),
             run.precision,
@@ -318,9 +319,9 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
             f"{run['hours'].value:,.0f}",
             f"{run['peak'].value / 1024:.1f}",
         ]
-        for run in found
+        for row, run in found
     ]
-    devices = ", ".join(dict.fromkeys(run.device for run in found))
+    devices = ", ".join(dict.fromkeys(run.device for _, run in found))
     caption = f"The first steps at the settings of {scale}, on {devices}; hours are projected from them"
     return Table(cells, ("row", "steps made", "loss", "precision", *numbers), caption=caption, numbers=numbers)
 
