@@ -133,8 +133,8 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     in use.
 
     Args:
-        chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row. What ``SETTINGS`` changes is a part of the
-            record's name.
+        chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row. What ``SETTINGS`` changes is a part
+            of the record's name.
         steps: at least 1; the first one is often slow, so better two.
 
     Returns:
