@@ -76,14 +76,33 @@ def test_few_labels_are_enough_for_some_robustness(recorded: Path) -> None:
         assert byorl["robust_0.1"].value > byol["robust_1"].value
 
 
-def test_without_a_predictor_it_collapses(recorded: Path) -> None:
-    """The loss is all but zero, the projections point one way, and nothing more is learnt."""
+def test_without_a_predictor_and_a_slow_target_it_collapses(recorded: Path) -> None:
+    """With a slow target only the projections draw together; without it they fall, and nothing more is learnt."""
     plain = run("byol", 0, recorded)
-    for variant in ("predictor=False", "predictor=False-base_rate=0.0"):
-        fallen = run("byol", 0, recorded, variant)
-        assert fallen.curves["training_byol"]["y"][-1] < 0.02 < plain.curves["training_byol"]["y"][-1]
-        assert fallen["spread_projections"].value < 0.05
-        assert fallen["clean"].high < plain["clean"].low
+    drawn, fallen = (run("byol", 0, recorded, f"predictor=False{more}") for more in ("", "-base_rate=0.0"))
+    assert plain["spread_projections"].value > 0.8
+    loss = [one.curves["training_byol"]["y"][-1] for one in (fallen, drawn, plain)]
+    assert loss[0] < 0.1 * loss[1] and loss[1] < 0.2 * loss[2], "the lower, the worse"
+    assert drawn["spread_projections"].value < 0.4 and abs(drawn["clean"].value - plain["clean"].value) < 0.02
+    assert fallen["spread_projections"].value < 0.001 and fallen.curves["watched_projections"]["y"][1] < 0.01
+    assert fallen["clean"].low < plain["clean_untrained"].value < plain["clean"].low
+    assert fallen["spread"].value > 0.8 * plain["spread"].value, "the code looks alive"
+
+
+def test_the_strength_of_the_views_was_chosen_on_images_held_out(recorded: Path) -> None:
+    """No other strength keeps a point more of BYORL held out, and none as much of BYOL; the test images agree."""
+
+    def mean(row: str, strength: str, metric: str) -> float:
+        found = results.runs("byorl", scale="demo", dataset="digits", row=row, variant=strength, folder=recorded)
+        assert [r.seed for r in found] == [0, 1, 2]
+        return sum(r[metric].value for r in found) / 3
+
+    others = [f"strength={k}" for k in (0.0, 0.25, 0.75, 1.0)]
+    assert all(r.settings["strength"] == 0.5 for row in ("byol", "byorl") for r in main_runs(recorded, row))
+    for metric in ("robust_held_out", "robust"):
+        kept = {row: [mean(row, k, metric) for k in ("", *others)] for row in ("byol", "byorl")}
+        assert max(kept["byorl"]) < kept["byorl"][0] + 0.01 and max(kept["byol"][1:]) < kept["byol"][0]
+        assert kept["byorl"][-1] < kept["byorl"][0] - 0.1, "strong views and an adversary are too hard a game"
 
 
 def test_published_numbers_are_answered_by_runs_on_photographs_only() -> None:
@@ -105,8 +124,8 @@ def test_conflicts_of_the_print_are_noted() -> None:
         assert f"{b.value:.2f}" in a.note and f"{a.value:.2f}" in b.note
 
 
-def test_on_digits_the_headlines_of_the_paper_are_not_found(recorded: Path) -> None:
-    """The page says so: UAT-FT is ahead of BYORL, and one step in training leaves half of the robustness or more."""
+def test_on_digits_the_headlines_of_the_paper_are_hardly_found(recorded: Path) -> None:
+    """UAT-FT is ahead of BYORL but with fewest labels, and one step in training leaves half of the robustness or more."""
 
     def mean(found: list[results.Run], metric: str) -> float:
         return sum(r[metric].value for r in found) / len(found)
@@ -118,10 +137,11 @@ def test_on_digits_the_headlines_of_the_paper_are_not_found(recorded: Path) -> N
 
     usual = main_runs(recorded, "byorl")
     ahead = [mean(variant("uat_ft", f"share={s}"), "robust") > mean(usual, f"robust_{s}") for s in SHARES]
-    assert sum(ahead) > 3
+    assert ahead == [False, True, True, True, True, True]
     weak = variant("byorl", "attack=pgd-attack_steps=1")
     assert mean(weak, "robust") > 0.5 * mean(usual, "robust") and mean(weak, "clean") > mean(usual, "clean")
-    assert min(mean(variant("uat_ft", f"share={s}"), "right") for s in SHARES[1:]) > 0.5
+    right = [mean(variant("uat_ft", f"share={s}"), "right") for s in SHARES]
+    assert right[0] < 0.5 < min(right[1:])
 
 
 def test_on_photographs_both_fail_and_the_loss_does_not_tell(recorded: Path) -> None:
