@@ -156,11 +156,32 @@ def test_on_digits_the_headlines_of_the_paper_are_hardly_found(recorded: Path) -
     assert right[0] < 0.5 < min(right[1:])
 
 
-def test_on_photographs_both_fail_and_the_loss_does_not_tell(recorded: Path) -> None:
-    byol, byorl = (results.load_run("byorl", f"lite-cifar10-{row}-0", folder=recorded) for row in ("byol", "byorl"))
-    assert byol.settings == byorl.settings and byol.data["n_train"] == 5_000 and byol["robust"].n == 1_000
+def on_photographs(folder: Path, row: str, variant: str = "") -> results.Run:
+    one = results.load_run("byorl", f"lite-cifar10-{row}-0{variant}", folder=folder)
+    assert one["robust"].n == 1_000 and one["robust_radius_1"].low <= 0.1
+    assert one["robust_suite_1"].value <= one["clean_1"].value and one["robust_suite"].value <= one["robust_few"].value
+    return one
+
+
+def test_on_photographs_the_effect_is_there(recorded: Path) -> None:
+    byol, byorl = (on_photographs(recorded, row) for row in ("byol", "byorl"))
+    assert byol.settings == byorl.settings and byol.data["n_train"] == 20_000
+    assert byol["clean"].low > byol["clean_untrained"].high, "BYOL has gained"
+    assert byol["robust"].value == byol["robust_suite"].value == 0, "a clean head withstands nothing"
+    assert byorl["robust"].low > 0.15 and byorl["robust_suite"].low > 0.1
+    assert abs(byorl["clean"].value - byorl["clean_untrained"].value) < 0.03, "hardly better than random weights"
+    assert byorl["robust_1"].low > byol["robust_1"].high and byorl["robust_suite_1"].low > byol["robust_suite_1"].high
+    assert byorl["robust_0.1"].low < byorl["robust_1"].value < byorl["robust_0.1"].high, "a tenth of the labels will do"
+    assert byorl["robust_0.01"].high < byorl["robust_0.1"].low, "a hundredth will not"
+    assert 0.4 < byorl["rank"].value / byol["rank"].value < 0.6
+    rank, spread = (byorl.curves[f"watched_{key}"]["y"] for key in ("rank", "spread"))
+    assert rank[-1] > 1.3 * rank[0] and 0.6 < spread[-1] / spread[0] < 0.8
+
+
+def test_with_too_few_steps_both_fail_and_the_loss_does_not_tell(recorded: Path) -> None:
+    byol, byorl = (on_photographs(recorded, row, "-steps=390") for row in ("byol", "byorl"))
+    assert byol.settings == byorl.settings and byol.data["n_train"] == 5_000
     for one in (byol, byorl):
-        assert one["robust_suite_1"].value <= one["clean_1"].value and one["robust_radius_1"].low <= 0.1
         assert one["clean"].value < one["clean_untrained"].high, "no better than the encoder before any training"
     assert byorl["clean"].value < byorl["clean_untrained"].low, "worse than that"
     assert byorl.curves["training_byorl"]["y"][-1] < byol.curves["training_byol"]["y"][-1]
