@@ -137,7 +137,7 @@ def test_conflicts_of_the_print_are_noted() -> None:
 
 
 def test_on_digits_the_headlines_of_the_paper_are_hardly_found(recorded: Path) -> None:
-    """UAT-FT is ahead of BYORL but with fewest labels, and one step in training leaves half of the robustness or more."""
+    """UAT-FT is ahead but where labels are fewest, and one step in training leaves half of the robustness or more."""
 
     def mean(found: list[results.Run], metric: str) -> float:
         return sum(r[metric].value for r in found) / len(found)
