@@ -168,6 +168,7 @@ def test_on_photographs_the_effect_is_there(recorded: Path) -> None:
     assert byol.settings == byorl.settings and byol.data["n_train"] == 20_000
     assert byol["clean"].low > byol["clean_untrained"].high, "BYOL has gained"
     assert byol["robust"].value == byol["robust_suite"].value == 0, "a clean head withstands nothing"
+    assert byol["robust_radius_1"].value == byorl["robust_radius_1"].value == 0
     assert byorl["robust"].low > 0.15 and byorl["robust_suite"].low > 0.1
     assert abs(byorl["clean"].value - byorl["clean_untrained"].value) < 0.03, "hardly better than random weights"
     assert byorl["robust_1"].low > byol["robust_1"].high and byorl["robust_suite_1"].low > byol["robust_suite_1"].high
