@@ -155,7 +155,7 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     with first_steps(steps) as seen:
         _run(notebook, parameters, namespace)
     n, seconds, peak = len(seen.losses), seen.fastest, results.peak_memory()
-    changed = (f"-{name}={value}" for name, value in parameters.get("SETTINGS", {}).items())
+    changed = (f"-{setting}={value}" for setting, value in parameters.get("SETTINGS", {}).items())
     variant = re.sub(r"[^\w.=-]+", "_", row + "".join(changed))
     name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], variant)
     metrics = {

@@ -165,8 +165,8 @@ class APGD:
 
 
 def _move(s: _State, project: Any, momentum: bool) -> Tensor:
-    """The next point: a projected gradient step, mixed with the last move. Where the point before is not needed any
-    more, its memory is taken."""
+    """The next point: a projected gradient step, mixed with the last move. It takes the memory of ``s.previous``, which
+    is not needed any more."""
     ahead = project(torch.addcmul(s.x_adv, s.direction, column(s.size, s.x_adv)))
     if not momentum:
         return ahead

@@ -322,7 +322,7 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
         for row, run in found
     ]
     devices = ", ".join(dict.fromkeys(run.device for _, run in found))
-    caption = f"The first steps at the settings of {scale}, on {devices}; hours are projected from them"
+    caption = f"The first steps at the settings of {scale}, but for what a row names, on {devices}; hours are projected"
     return Table(cells, ("row", "steps made", "loss", "precision", *numbers), caption=caption, numbers=numbers)
 
 
