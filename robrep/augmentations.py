@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robrep.checks import check_images, nonnegative
-from robrep.randomness import fold, uniform
+from robrep.random import Seed, fold, uniform
 
-Augmentation = Callable[[Tensor, Tensor, int], Tensor]
+Augmentation = Callable[[Tensor, Tensor, Seed], Tensor]
 
 
 def affine(x: Tensor, matrix: Tensor, padding: str = "zeros") -> Tensor:
@@ -69,8 +69,8 @@ def colour_jitter(x: Tensor, u: Tensor, strengths: tuple[float, float, float, fl
 
 def grey(x: Tensor) -> Tensor:
     """RGB images as grey ones of three equal channels (ITU-R 601 luma)."""
-    weights = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (x * weights).sum(1, keepdim=True).expand_as(x)
+    red, green, blue = x.split(1, dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).expand_as(x)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Augment:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"crop is {self.crop}, expected two shares of the area with 0 < smallest <= largest <= 1")
 
-    def __call__(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def __call__(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         check_images(x)
         u = uniform(fold(seed, "augment"), ids, (40,)).to(x)
         if matrix := self._matrix(u):
@@ -128,7 +128,8 @@ class Augment:
         if self.crop is not None:
             half, centre = crop_boxes(u[:, :22], self.crop, (3 / 4, 4 / 3))
         if self.flip:
-            half = half * torch.where(u[:, 22:23] < 0.5, -1.0, 1.0) ** u.new_tensor([1, 0])  # the horizontal axis
+            mirrored = torch.where(u[:, 22:23] < 0.5, -half[:, :1], half[:, :1])  # the horizontal axis
+            half = torch.cat([mirrored, half[:, 1:]], dim=1)
         angle = math.radians(self.rotate) * (2 * u[:, 23] - 1)
         half = half / (1 + self.zoom * (2 * u[:, 24:25] - 1))
         centre = centre + 2 * self.shift * (2 * u[:, 25:27] - 1)

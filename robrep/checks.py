@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
-from numbers import Real
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+_looking: ContextVar[bool | None] = ContextVar("looking", default=None)
+
+
+@contextmanager
+def looking(yes: bool) -> Iterator[None]:
+    """Within, checks look at the values of all tensors, or of none.
+
+    Training looks in its first step, and not again: to look at a value, the host waits for the device.
+    """
+    token = _looking.set(yes)
+    try:
+        yield
+    finally:
+        _looking.reset(token)
+
+
+def may_look(t: Tensor) -> bool:
+    """Whether a check may look at the values of ``t``: as :func:`looking` says, else on the CPU alone.
+
+    On a CPU a look costs nothing. On an accelerator the host would wait, in every step of every attack.
+    """
+    wanted = _looking.get()
+    return not t.is_meta and (t.device.type == "cpu" if wanted is None else wanted)
 
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:
@@ -25,25 +53,27 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
     raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, options))}{hint}")
 
 
-def positive_int(name: str, value: int) -> int:
-    """Return ``value`` if it is an integer of at least 1.
+def positive_int(name: str, value: Any) -> int:
+    """Return ``value`` as an ``int`` if it is an integer of at least 1, of Python, numpy or torch.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: it is not an integer.
         ValueError: it is below 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, Tensor) and value.ndim == 0 and may_look(value):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}, expected an integer of at least 1")
     if value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1")
-    return value
+    return int(value)
 
 
 def nonnegative(name: str, value: float) -> float:
     """Return ``value`` if it is a finite number of at least 0.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is negative, infinite or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -56,9 +86,11 @@ def nonnegative(name: str, value: float) -> float:
 def check_images(x: Tensor, name: str = "x") -> Tensor:
     """Return ``x`` if it is a batch of images: floating point, N x C x H x W, N at least 1, finite, in [0, 1].
 
+    The values are looked at where :func:`may_look` allows it.
+
     Raises:
-        TypeError: it is no tensor, or not of floating point (divide uint8 images by 255, or use ``data.as_float``).
-        ValueError: wrong number of dimensions, no image in it, or values outside [0, 1] or not finite.
+        TypeError: it is not a tensor, or not of floating point (divide uint8 images by 255, or use ``data.as_float``).
+        ValueError: wrong number of dimensions, an empty batch, or values outside [0, 1] or not finite.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor of images, N x C x H x W")
@@ -68,6 +100,8 @@ def check_images(x: Tensor, name: str = "x") -> Tensor:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, expected N x C x H x W")
     if x.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, expected at least one image")
+    if not may_look(x):
+        return x
     low, high = (v.item() for v in x.detach().aminmax())
     if not (low >= 0 and high <= 1):  # written so that NaN fails too
         raise ValueError(f"{name} has values from {low:.4g} to {high:.4g}, expected finite values in [0, 1]")
@@ -75,7 +109,7 @@ def check_images(x: Tensor, name: str = "x") -> Tensor:
 
 
 def check_labels(y: Tensor, n: int | None = None, classes: int | None = None, name: str = "y") -> Tensor:
-    """Return ``y`` if it is a vector of N class indices.
+    """Return ``y`` if it is a vector of N class indices; the values are looked at where :func:`may_look` allows it.
 
     Args:
         y: int64 tensor of shape (N,).
@@ -84,7 +118,7 @@ def check_labels(y: Tensor, n: int | None = None, classes: int | None = None, na
         name: name of the argument, for messages.
 
     Raises:
-        TypeError: it is no tensor, or not of dtype int64.
+        TypeError: it is not a tensor, or not of dtype int64.
         ValueError: wrong shape or length, empty, or a label out of range.
     """
     if not isinstance(y, Tensor):
@@ -95,6 +129,8 @@ def check_labels(y: Tensor, n: int | None = None, classes: int | None = None, na
         raise ValueError(f"{name} has shape {tuple(y.shape)}, expected a vector of at least one class index")
     if n is not None and len(y) != n:
         raise ValueError(f"{name} has {len(y)} labels, expected {n}, one for each image")
+    if not may_look(y):
+        return y
     low, high = (int(v) for v in y.aminmax())
     if low < 0 or (classes is not None and high >= classes):
         expected = f"in 0 ... {classes - 1}" if classes is not None else "of at least 0"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robrep.checks import nonnegative, one_of
-from robrep.gaussians import wide
+from robrep.gaussians import full_precision, wide
 
 Denominator = Literal["all_but_self", "negatives_only"]
 DENOMINATORS = ("all_but_self", "negatives_only")
@@ -51,7 +51,7 @@ def nt_xent(
     shapes = [tuple(v.shape) for v in views]
     if len(views) < 2 or len(set(shapes)) > 1 or len(shapes[0]) != 2:
         raise ValueError(f"views has shapes {shapes}, expected at least two of one shape (N, D)")
-    with torch.autocast(views[0].device.type, enabled=False):
+    with full_precision(views[0]):
         anchors = F.normalize(torch.stack([wide(v) for v in views]), dim=2)  # n x N x D
         keys, first = _gathered(anchors)
         n, size, total = len(views), len(views[0]), keys.shape[1]
@@ -62,8 +62,7 @@ def nt_xent(
     row = torch.arange(size, device=scores.device)
     of_image = scores[:, row, :, first + row]  # N x n x n: a view against all views of its image
     positive = (of_image.sum(2) - of_image.diagonal(dim1=1, dim2=2)).T / (n - 1)
-    same_image = torch.zeros(size, total, dtype=torch.bool, device=scores.device)
-    same_image[row, first + row] = True
+    same_image = torch.arange(total, device=scores.device) == first + row[:, None]
     left_out = same_image[None, :, None, :].expand_as(scores)
     if denominator == "all_but_self":
         left_out = left_out & torch.eye(n, dtype=torch.bool, device=scores.device)[:, None, :, None]
@@ -96,7 +95,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
     if clean.ndim != 2 or clean.shape != adversarial.shape:
         came = f"{tuple(clean.shape)} and {tuple(adversarial.shape)}"
         raise ValueError(f"clean and adversarial have shapes {came}, expected one shape (N, D)")
-    with torch.autocast(clean.device.type, enabled=False):
+    with full_precision(clean):
         pair = F.normalize(torch.stack([wide(clean), wide(adversarial)]), dim=2)  # 2 x N x D
         keys, first = _gathered(pair)
         size, total = len(clean), keys.shape[1]
@@ -107,8 +106,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
         scores = (pair[0] @ keys.flatten(0, 1).T / temperature).view(size, 2, total)
         positive = (pair[0] * pair[1]).sum(1) / temperature
     row = torch.arange(size, device=scores.device)
-    own = torch.zeros(size, total, dtype=torch.bool, device=scores.device)
-    own[row, first + row] = True
+    own = torch.arange(total, device=scores.device) == first + row[:, None]
     return scores.masked_fill(own[:, None], -torch.inf).flatten(1).logsumexp(1) - positive
 
 

@@ -14,7 +14,8 @@ from robrep.evaluation import robust_accuracy
 from robrep.heads import AdversarialHead, Classifier, encode, frozen
 from robrep.methods import Supervised
 from robrep.regularizers import Attack
-from robrep.training import Examples, History, fingerprint, fit
+from robrep.checkpoints import fingerprint
+from robrep.training import Examples, History, fit
 
 
 class _WithBest(nn.Module):

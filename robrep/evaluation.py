@@ -22,7 +22,7 @@ from robrep.files import atomic_write, code_hash, digest
 from robrep.heads import device_of
 from robrep.objectives import draws_noise, predict
 from robrep.progress import Progress
-from robrep.randomness import fold, generator
+from robrep.random import fold, generator
 from robrep.suites import SuiteAttack, as_suite
 from robrep.training import Examples, Precision, best_precision
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robrep.checks import one_of, positive_int
 from robrep.gaussians import Gaussian, wide
-from robrep.randomness import fold, uniform
+from robrep.random import fold, uniform
 
 #: Mean and standard deviation of ImageNet's channels, in [0, 1]: what ViT-MAE's own configuration says.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,6 +7,7 @@ full covariance matrices it is computed in float64, whatever comes in.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,12 @@ class FullGaussian(NamedTuple):
 def wide(t: Tensor) -> Tensor:
     """``t`` in float32, or in float64 if it is so already."""
     return t if t.dtype == torch.float64 else t.float()
+
+
+def full_precision(t: Tensor) -> Any:
+    """A context without mixed precision for operations on tensors of the device of ``t``."""
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def kl(p: Gaussian, q: Gaussian) -> Tensor:

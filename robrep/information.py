@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from robrep.checks import nonnegative, one_of, positive_int
 from robrep.gaussians import wide
-from robrep.randomness import generator
+from robrep.random import generator
 
 Masked = Literal["excluded", "counted"]
 

@@ -29,11 +29,9 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log softmax(logits)[y] for each example; shapes (N, C) and (N,), result (N,).
 
     Raises:
-        TypeError, ValueError: ``y`` is no int64 vector of N labels in 0 ... C - 1 (looked at on the CPU only: on a GPU
-            the look would cost a synchronisation in every step).
+        TypeError, ValueError: ``y`` is not an int64 vector of N labels in 0 ... C - 1.
     """
-    if not y.is_cuda:
-        check_labels(y, len(logits), logits.shape[1])
+    check_labels(y, len(logits), logits.shape[1])
     return F.cross_entropy(wide(logits), y, reduction="none")
 
 
@@ -64,7 +62,7 @@ def bounded_log_softmax(logits: Tensor, bound: float) -> Tensor:
             f"bound is {bound}, expected more than ln({classes}) = {math.log(classes):.4f}, one floor for each class"
         )
     log_p = wide(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
-    return torch.logaddexp(log_p, log_p.new_tensor(-bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on
+    return torch.logaddexp(log_p, log_p.new_full((), -bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on
 
 
 def gaussian_nll(output: Tensor, x: Tensor, variance: float) -> Tensor:

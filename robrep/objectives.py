@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Objective, random_objective
-from robrep.checks import check_labels, one_of, positive_int
+from robrep.checks import check_labels, may_look, one_of, positive_int
 from robrep.gaussians import wide
 from robrep.losses import cross_entropy
 
@@ -23,8 +23,7 @@ def _label_and_others(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = wide(logits)
     if logits.shape[1] < 2:
         raise ValueError(f"logits has shape {tuple(logits.shape)}, expected at least 2 classes")
-    if not y.is_cuda:
-        check_labels(y, len(logits), logits.shape[1])
+    check_labels(y, len(logits), logits.shape[1])
     own = logits.gather(1, y[:, None])
     return own.squeeze(1), logits.scatter(1, y[:, None], -torch.inf)
 
@@ -62,10 +61,9 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         TypeError, ValueError: as for :func:`margin`, for ``target`` too, which must be another class than the label.
     """
     own, others = _label_and_others(logits, y)
-    if not target.is_cuda:
-        check_labels(target, len(logits), logits.shape[1], "target")
-        if (target == y).any():
-            raise ValueError(f"target is the label of {int((target == y).sum())} images, expected another class")
+    check_labels(target, len(logits), logits.shape[1], "target")
+    if may_look(target) and (target == y).any():
+        raise ValueError(f"target is the label of {int((target == y).sum())} images, expected another class")
     return others.gather(1, target[:, None]).squeeze(1) - own
 
 

@@ -17,6 +17,7 @@ from robrep.attacks import Threat, attack_mode, batch_objective
 from robrep.checks import one_of
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, wasserstein2
 from robrep.losses import cross_entropy, kl_categorical, squared_error
+from robrep.random import Seed
 
 Attack = Callable[..., Tensor]
 
@@ -30,7 +31,7 @@ def worst_case(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """max over x' in A(x) of divergence(reference, model(x')).
 
@@ -70,7 +71,7 @@ def urkle(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """max over x' of KL[p(z|x) || p(z|x')]: Unsupervised Robustness with KL divergencE, in nats, shape (N,).
 
@@ -87,7 +88,7 @@ def urkle_adversary(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """The x' in A(x) of :func:`urkle` alone, for methods that pass x and x' through the encoder together.
 
@@ -110,7 +111,7 @@ def contrast_adversary(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """The x' in A(x) that is told worst from other images beside the other view of its own: RoCL's attack.
 
@@ -150,7 +151,7 @@ def trades(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """max over x' of KL[softmax f(x) || softmax f(x')], in nats, shape (N,) (TRADES, Zhang et al. 2019).
 
@@ -167,7 +168,7 @@ def reconstruction_shift(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """max over x' of ||h(f(x)) - h(f(x'))||^2, summed over pixels, shape (N,): TRADES for an auto-encoder.
 
@@ -185,7 +186,7 @@ def adversarial_cross_entropy(
     threat: Threat,
     *,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """max over x' of -log softmax f(x')[y], in nats, shape (N,): adversarial training (Madry et al. 2018).
 
@@ -204,7 +205,7 @@ def select(
     distance: Literal["wasserstein", "entropic"] = "wasserstein",
     gamma: float = 1.0,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """The smooth encoder's selection attack: x' in A(x) whose code is far from that of x; images like ``x``, detached.
 

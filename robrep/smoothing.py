@@ -26,7 +26,7 @@ from robrep.gaussians import wide
 from robrep.heads import device_of
 from robrep.objectives import draws_noise
 from robrep.progress import Progress
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 from robrep.training import Examples
 
 ABSTAIN = -1

@@ -13,7 +13,7 @@ from robrep.attacks import APGD, L2, PGD, Linf, Square, Threat
 from robrep.checks import one_of, positive_int
 from robrep.heads import frozen
 from robrep.objectives import LOSSES, classifier_objective, draws_noise, likely_targets, predict
-from robrep.randomness import fold
+from robrep.random import fold
 
 
 class SuiteAttack(Protocol):

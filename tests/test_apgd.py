@@ -15,7 +15,7 @@ from robrep.attacks import APGD, L2, PGD, Linf, random_objective
 from robrep.attacks.apgd import checkpoints
 from robrep.gaussians import Gaussian, kl
 from robrep.losses import cross_entropy
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 
 NORMS = pytest.mark.parametrize("norm", [Linf, L2])
 # 20 steps: intervals of 4, 3, 2, 1, 1, ...

@@ -23,7 +23,7 @@ from robrep.contrastive import DENOMINATORS, effective_rank, nearest, nt_xent
 from robrep.encoders import ConvEncoder, Projector, ResNetEncoder
 from robrep.gaussians import Gaussian, kl
 from robrep.methods import RoCL, SimCLR, SimCLRUrkle
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 from robrep.regularizers import contrast_adversary, urkle_adversary
 from robrep.training import fit, make_optimizer
 

@@ -33,7 +33,7 @@ from robrep.methods import (
     VariationalAutoEncoder,
     pixel_error,
 )
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 from robrep.training import fit
 
 ROOT = Path(__file__).resolve().parent.parent

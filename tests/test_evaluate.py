@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf, Square
 from robrep.evaluation import Evaluation, Rate, _shown, accuracy, against_radius, evaluate, robust_accuracy
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 from robrep.suites import ClassifierAttack
 
 X = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

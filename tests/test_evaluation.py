@@ -25,7 +25,7 @@ from robrep.evaluation import (
 )
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier, train_head
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 
 X = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randint(3, (50,), generator=torch.Generator().manual_seed(1))

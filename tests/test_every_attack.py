@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf, Square, attack_mode, batch_objective
 from robrep.losses import cross_entropy
-from robrep.randomness import fold
+from robrep.random import fold
 
 QUICK = settings(deadline=None, max_examples=150, database=None, derandomize=True)
 NORMS = pytest.mark.parametrize("norm", [Linf, L2])

@@ -17,7 +17,7 @@ from robrep.evaluation import evaluate
 from robrep.foundation import Chain, Frozen, Prepare, load_vit_mae, new_vit_mae, with_lora
 from robrep.heads import encode
 from robrep.objectives import classifier_objective, draws_noise, predict
-from robrep.randomness import fold
+from robrep.random import fold
 
 IDS = torch.tensor([3, 1, 8, 10])
 

@@ -16,7 +16,7 @@ from robrep.attacks import L2, PGD, Linf
 from robrep.encoders import ConvEncoder, MLPHead
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier, device_of, encode, frozen, train_head
-from robrep.randomness import fold, noise, permutation
+from robrep.random import fold, noise, permutation
 
 X = (255 * torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
 X[:, :, :4] = (X[:, :, :4].float() * (0.3 + 0.7 * (torch.arange(60) % 2)).view(-1, 1, 1, 1)).to(torch.uint8)

@@ -12,7 +12,7 @@ from robrep import methods, regularizers
 from robrep.attacks import PGD, Linf
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.methods import AETRADES, TRADES, VAE, AdversarialTraining, Augmented, Supervised, VAEUrkle
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 
 ATTACK, THREAT = PGD(2), Linf(0.1)
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

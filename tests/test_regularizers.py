@@ -44,7 +44,7 @@ def classifier() -> nn.Module:
 
 def by_hand(score: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, steps: int = 3) -> Tensor:
     """The x' of PGD, from the threat model's own start."""
-    from robrep.randomness import fold
+    from robrep.random import fold
 
     x_adv, was = THREAT.start(x, IDS, fold(SEED, "start", 0)), model.training
     model.eval()

@@ -16,7 +16,7 @@ from robrep.encoders import ConvDecoder, FlatConvEncoder, MeanCode, MLPDecoder, 
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, wasserstein2
 from robrep.losses import negative_elbo, negative_se_elbo, pair_log_normalizer, prior_cross_entropy, squared_error
 from robrep.methods import GaussianVAE, SmoothEncoder
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 from robrep.regularizers import select
 from robrep.training import fit
 

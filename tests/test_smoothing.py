@@ -15,7 +15,7 @@ from robrep.evaluation import adversarial_images, draws_noise
 from robrep.figures import accuracy_against_radius
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier
-from robrep.randomness import uniform
+from robrep.random import uniform
 from robrep.smoothing import CHUNK, Smoothed, certified_accuracy, certify, clopper_pearson_low, votes
 
 X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))

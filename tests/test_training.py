@@ -30,12 +30,12 @@ from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.losses import cross_entropy
 from robrep.methods import TRADES, Supervised, VAEUrkle
 from robrep.progress import Progress
-from robrep.randomness import fold, permutation
-from robrep.training import fit, learning_rate, make_fabric
+from robrep.random import fold, permutation
+from robrep.training import History, fit, learning_rate, make_fabric
 
 X = (255 * torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
 Y = (X[:, 0, :4].float().mean((1, 2)) > X[:, 0, 4:].float().mean((1, 2))).long()  # the brighter half
-USUAL: dict[str, Any] = dict(epochs=3, batch_size=8, lr=0.01, seed=1)
+USUAL: dict[str, Any] = dict(epochs=3, batch_size=8, lr=0.01, seed=1, save_every=0)
 
 
 class Dropped(nn.Module):
@@ -112,7 +112,7 @@ def test_by_hand() -> None:
 
         def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> dict[str, Tensor]:
             assert torch.equal(y, Y[ids]) and torch.equal(x, X[ids].float() / 255)
-            seen.append((ids.tolist(), seed))
+            seen.append((ids.tolist(), int(seed)))
             return {"a": cross_entropy(self.net(x.flatten(1)), y).mean(), "b": self.net.weight.square().sum()}
 
     seen: list[tuple[list[int], int]] = []
@@ -182,7 +182,7 @@ def test_history_has_the_rate() -> None:
 def test_after_epoch_and_after_step() -> None:
     method, steps = dropped(), []
     before, net = copy.deepcopy(method.net), method.net
-    method.after_step = lambda step, of: steps.append((step, of, same(net, before)))
+    method.after_step = lambda step, of: steps.append((int(step), of, same(net, before)))
     history = fit(method, X, Y, **USUAL, after_epoch=lambda done: {"accuracy": done / 10})
     assert [row["accuracy"] for row in history] == [0.1, 0.2, 0.3]
     assert steps == [(s, 15, False) for s in range(15)], "called after the step"
@@ -195,7 +195,7 @@ def test_first_steps() -> None:
         fit(whole, X, Y, epochs=1, batch_size=8, lr=0.01, seed=1, warmup_epochs=1, schedule="constant")
     assert len(seen.losses) == seen.total == 5, "a training with fewer steps ends by itself"
     method, after = dropped(), []
-    method.after_step = lambda step, steps: rates.append((step, steps))
+    method.after_step = lambda step, steps: rates.append((int(step), steps))
     with training.first_steps(2) as begun:
         fit(method, X, Y, epochs=1, batch_size=8, lr=0.01, seed=1, warmup_epochs=1, schedule="constant")
         after.append("not reached")
@@ -558,7 +558,7 @@ def broken(kind: str, whole: bytes, folder: Path) -> bytes:
         at = whole.index(weights.numpy().tobytes())
         return whole[: at + 2] + bytes([whole[at + 2] ^ 0x55]) + whole[at + 3 :]
     if kind == "evil":
-        torch.save({"settings": {}, "version": 1, "method": Evil(folder / "owned")}, buffer)
+        torch.save({"settings": {}, "version": 2, "method": Evil(folder / "owned")}, buffer)
     elif kind == "evil pickle":
         return pickle.dumps(Evil(folder / "owned"))
     else:
@@ -567,7 +567,7 @@ def broken(kind: str, whole: bytes, folder: Path) -> bytes:
             "list": [1, 2],
             "none": None,
             "state dict": urkle().state_dict(),
-            "no dict of settings": {"version": 1, "settings": 3},
+            "no dict of settings": {"version": 2, "settings": 3},
         }
         torch.save(things[kind], buffer)
     return buffer.getvalue()
@@ -583,7 +583,7 @@ def test_broken_checkpoint(kind: str, tmp_path: Path) -> None:
     cut_short(urkle(), path)
     path.write_bytes(broken(kind, path.read_bytes(), tmp_path))
     method = urkle()
-    with pytest.raises(ValueError, match=r"checkpoint .*run\.pt is cut short or no checkpoint of robrep"):
+    with pytest.raises(ValueError, match=r"checkpoint .*run\.pt is cut short or not a checkpoint of robrep"):
         fit(method, X, Y, **USUAL, checkpoint=path)
     assert not (tmp_path / "owned").exists(), "the checkpoint's own code was run"
     assert same(method, urkle())
@@ -593,7 +593,7 @@ def test_checkpoint_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     cut_short(urkle(), path)
     torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
-    with pytest.raises(ValueError, match="has version 99, expected 1"):
+    with pytest.raises(ValueError, match="has version 99, expected 2"):
         fit(urkle(), X, Y, **USUAL, checkpoint=path)
 
 
@@ -719,7 +719,7 @@ DISTRIBUTED = textwrap.dedent("""
     import test_training as t
     method = t.urkle(beta_robust=0.1)
     history = t.fit(method, t.X, t.Y, **t.USUAL, checkpoint=os.path.join(sys.argv[2], "run.pt"))
-    torch.save([method.state_dict(), history], os.path.join(sys.argv[2], f"rank{os.environ['RANK']}.pt"))
+    torch.save([method.state_dict(), list(history)], os.path.join(sys.argv[2], f"rank{os.environ['RANK']}.pt"))
     try:
         t.fit(t.urkle(), t.X, t.Y, **t.USUAL | {"batch_size": 7})
     except ValueError as error:
@@ -811,7 +811,7 @@ def test_fit_reports_its_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 
 def test_heavy_packages_wait_until_they_are_used() -> None:
-    rooms = "checks, randomness, files, progress, gaussians, losses, attacks, encoders, regularizers, methods, training"
+    rooms = "checks, random, files, progress, gaussians, losses, attacks, encoders, regularizers, methods, training"
     code = (
         "import sys, json, torch; before = set(sys.modules)\n"
         f"from robrep import {rooms}, heads, evaluation; print(json.dumps(sorted(set(sys.modules) - before)))"
@@ -822,7 +822,7 @@ def test_heavy_packages_wait_until_they_are_used() -> None:
 
 
 def test_fabric_outside_of_torchrun() -> None:
-    fabric = make_fabric("32-true", "cpu")
+    fabric = make_fabric("cpu")
     assert fabric.world_size == 1 and fabric.device.type == "cpu"
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, replace_rows, runs, total
+from robrep.attacks.engine import Best, Objective, Problem, replace_rows, runs
 from robrep.attacks.threats import Threat, column
 from robrep.checks import positive_int
-from robrep.randomness import fold
+from robrep.random import Seed
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -42,6 +41,7 @@ class _State:
     progress: Tensor  # steps since the last checkpoint that improved on the step before
     halved: Tensor  # at the last checkpoint
     best_at_checkpoint: Tensor
+    done: Tensor  # at some point of this run
 
     def take(self, index: Tensor) -> _State:
         return _State(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
@@ -72,8 +72,8 @@ class APGD:
     leave_early: bool = False
 
     def __post_init__(self) -> None:
-        positive_int("steps", self.steps)
-        positive_int("restarts", self.restarts)
+        for name in ("steps", "restarts"):
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
 
     def __str__(self) -> str:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
@@ -86,62 +86,35 @@ class APGD:
         threat: Threat,
         *given: Any,
         ids: Tensor | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         start: Tensor | None = None,
     ) -> Tensor:
         """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`. The best iterate is returned."""
-        problem = Problem.of(objective, x, threat, given, ids, start, self.leave_early)
-        found = Best(problem.x)
+        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
+        found = Best(problem.x, first=self.leave_early)
         for restart, todo, given_start in runs(problem, found, self.restarts, start, self.leave_early):
-            x_adv = todo.first(given_start, self.random_start, fold(seed, "start", restart))
-            self._climb(todo, x_adv, found, restart, seed)
-        return found.x
+            self._climb(todo, todo.first(given_start, self.random_start, "start", restart), found, restart)
+        return problem.finite(found.x)
 
-    def _climb(self, todo: Problem, x_adv: Tensor, found: Best, restart: int, seed: int) -> None:
+    def _climb(self, todo: Problem, x_adv: Tensor, found: Best, restart: int) -> None:
         """One run from ``x_adv``; ``found`` sees each example's best point, and the first at which it is done."""
-        threat, n, looks = todo.threat, len(x_adv), set(checkpoints(self.steps))
-        project = threat.projection(todo.x)
-        score, done, grad = todo.ascent(x_adv, fold(seed, "step", restart, 0))
-        seen = total(grad)
-        direction = threat.direction(grad)
-        score = score.clone()
-        size = torch.as_tensor(2 * threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(n).clone()
-        no, yes = torch.zeros(n, dtype=torch.bool, device=x_adv.device), torch.ones_like(score, dtype=torch.bool)
-        s = _State(
-            x_adv=x_adv,
-            previous=x_adv.clone(),
-            direction=direction,
-            best=x_adv.clone(),
-            best_direction=direction.clone(),
-            best_score=score,
-            size=size,
-            last_score=torch.zeros_like(score),
-            progress=torch.zeros_like(score),
-            halved=yes,
-            best_at_checkpoint=score.clone(),
-        )
-        since, is_done = 0, no if done is None else done.clone()
-        if done is not None and done.any():
-            found.see(todo.place[done], x_adv[done], score[done], done[done])
+        project, looks, since = todo.threat.projection(todo.x), set(checkpoints(self.steps)), 0
+        s = self._begin(todo, x_adv, found, restart)
         for step in range(1, self.steps + 1):
-            if self.leave_early and is_done.any():
-                stay = ~is_done
-                if not stay.any():
-                    break
-                todo, s, is_done = todo.take(stay), s.take(stay), is_done[stay]
+            if self.leave_early and (stay := todo.leaving(found, step - 1)) is not None:
+                todo, s = todo.take(stay), s.take(stay)
+                if not len(s.x_adv):
+                    return
                 project = todo.threat.projection(todo.x)
             s.x_adv, s.previous = _move(s, project, momentum=step > 1), s.x_adv
             if step < self.steps:
-                score, done, grad = todo.ascent(s.x_adv, fold(seed, "step", restart, step))
-                seen = seen + total(grad)
+                score, done, grad = todo.ascent(s.x_adv, "step", restart, step)
                 s.direction = todo.threat.direction(grad)
-            else:  # nobody steps from the last point
-                score, done = todo.score(s.x_adv, fold(seed, "step", restart, step))
+            else:  # no step follows the last point
+                score, done = todo.score(s.x_adv, "step", restart, step)
             if done is not None:
-                new = done & ~is_done
-                if new.any():
-                    found.see(todo.place[new], s.x_adv[new], score[new], done[new])
-                is_done = is_done | done
+                found.see_done(todo.place, s.x_adv, score, done & ~s.done)
+                s.done = s.done | done
             better = score > s.best_score
             replace_rows(s.best, s.x_adv, better)
             replace_rows(s.best_direction, s.direction, better)
@@ -155,13 +128,28 @@ class APGD:
                 s.size = torch.where(s.halved, s.size / 2, s.size)
                 replace_rows(s.x_adv, s.best, s.halved)
                 replace_rows(s.direction, s.best_direction, s.halved)
-        if not math.isfinite(seen):
-            raise FloatingPointError("the objective's gradient is not finite for at least one image")
-        left = ~is_done
-        if left.all():
-            found.see(todo.place, s.best, s.best_score)
-        elif left.any():
-            found.see(todo.place[left], s.best[left], s.best_score[left])
+        found.see(todo.place, s.best, s.best_score)  # of those that are not done: a point that is done stays
+
+    def _begin(self, todo: Problem, x_adv: Tensor, found: Best, restart: int) -> _State:
+        """The state before the first step."""
+        score, done, grad = todo.ascent(x_adv, "step", restart, 0)
+        direction, eps = todo.threat.direction(grad), todo.threat.eps
+        done = torch.zeros_like(score, dtype=torch.bool) if done is None else done
+        found.see_done(todo.place, x_adv, score, done)
+        return _State(
+            x_adv=x_adv,
+            previous=x_adv.clone(),
+            direction=direction,
+            best=x_adv.clone(),
+            best_direction=direction.clone(),
+            best_score=score.clone(),
+            size=2 * (eps.to(x_adv) if isinstance(eps, Tensor) else x_adv.new_full((len(x_adv),), eps)),
+            last_score=torch.zeros_like(score),
+            progress=torch.zeros_like(score),
+            halved=torch.ones_like(done),
+            best_at_checkpoint=score.clone(),
+            done=done.clone(),
+        )
 
 
 def _move(s: _State, project: Any, momentum: bool) -> Tensor:

@@ -10,10 +10,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from robrep.attacks.threats import Threat, check_count, column
-from robrep.checks import check_images, one_of
+from robrep.checks import check_images, may_look, one_of
+from robrep.random import Seed, fold
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+LEAVE_EVERY = 5  # steps after which examples may leave on an accelerator; on a CPU they may after each
 
 Objective = Callable[..., Any]  # (x', *given) -> scores (N,), or (scores (N,), done (N,))
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,14 +51,14 @@ def attack_mode(*modules: Any, batch_norm: Literal["eval", "batch"] = "eval") ->
     """Put modules in evaluation mode for the time of an attack and restore each submodule's own mode afterwards.
 
     Args:
-        modules: anything; what is no ``nn.Module`` is left alone.
+        modules: anything; objects that are not modules are ignored.
         batch_norm: "eval" normalises with the running statistics; "batch" with the batch's own, without updating the
             running ones (as BYORL attacks; Gowal et al. 2021). No example can leave such a batch early.
     """
     one_of("batch_norm", batch_norm, ("eval", "batch"))
     everything = [m for module in modules if isinstance(module, nn.Module) for m in module.modules()]
     before = [m.training for m in everything]
-    norms = [m for m in everything if isinstance(m, _BatchNorm)] if batch_norm == "batch" else []
+    norms = [m for m in everything if isinstance(m, BATCH_NORMS)] if batch_norm == "batch" else []
     tracked = [m.track_running_stats for m in norms]
     token = _batch_statistics.set(_batch_statistics.get() or bool(norms))
     try:
@@ -72,11 +75,14 @@ def attack_mode(*modules: Any, batch_norm: Literal["eval", "batch"] = "eval") ->
             m.track_running_stats = track
 
 
+def _draws(objective: Objective) -> bool:
+    return getattr(objective, "random", False)
+
+
 def _scored(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], **keywords: Any
 ) -> tuple[Tensor, Tensor | None]:
     """``objective(x', *given)``, with ids and seed if it draws noise: checked scores, and who is done if it says so."""
-    keywords = {"ids": ids, "seed": seed} if getattr(objective, "random", False) else {}
     result = objective(x_adv, *given, **keywords)
     score, done = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     n = len(x_adv)
@@ -89,25 +95,25 @@ def _scored(
     return score, done
 
 
-def scores(objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int) -> Tensor:
-    """``objective(x', *given)``, with ids and seed if it draws noise; checked to be one score for each example."""
-    return _scored(objective, x_adv, given, ids, seed)[0]
-
-
 def _ascent(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], **keywords: Any
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
-        score, done = _scored(objective, x_adv, given, ids, seed)
+        score, done = _scored(objective, x_adv, given, **keywords)
         grad = torch.autograd.grad(score.sum(), x_adv, allow_unused=True)[0] if score.requires_grad else None
         if grad is None:
             raise ValueError("objective does not depend on x': its graph is cut (a detach, no_grad or numpy inside?)")
     return score.detach(), done, grad
 
 
+def scores(objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed) -> Tensor:
+    """``objective(x', *given)``, with ids and seed if it draws noise; checked to be one score for each example."""
+    return _scored(objective, x_adv, given, **({"ids": ids, "seed": seed} if _draws(objective) else {}))[0]
+
+
 def gradient(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: int
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed
 ) -> tuple[Tensor, Tensor]:
     """The scores at x' and the gradient of their sum with respect to x' alone; shapes (N,) and of ``x_adv``.
 
@@ -117,16 +123,8 @@ def gradient(
     Raises:
         ValueError: the objective gives anything but one score for each example, or does not depend on x'.
     """
-    score, _, grad = _ascent(objective, x_adv, given, ids, seed)
+    score, _, grad = _ascent(objective, x_adv, given, **({"ids": ids, "seed": seed} if _draws(objective) else {}))
     return score, grad
-
-
-def total(grad: Tensor) -> Tensor:
-    """The sum of a gradient, which is finite only if all of it is.
-
-    Row by row: the threads of a CPU that share one large sum wait for each other, for longer than the sum takes.
-    """
-    return grad.flatten(1).sum(1, dtype=torch.promote_types(grad.dtype, torch.float32)).sum()
 
 
 def replace_rows(kept: Tensor, new: Tensor, rows: Tensor) -> None:
@@ -164,8 +162,9 @@ class Problem:
     """The examples that one call of an attack works on; ``take`` gives some of them.
 
     Attributes:
-        objective, x, threat, given, ids: as the attack's caller gave them, cut to these examples.
+        objective, x, threat, given, ids, seed: as the attack's caller gave them, cut to these examples.
         place: int64 (N,), the examples' rows in the caller's batch.
+        sums: of all gradients seen, one for each row of the caller's batch: finite only if all of them were.
     """
 
     objective: Objective
@@ -173,7 +172,9 @@ class Problem:
     threat: Threat
     given: tuple[Any, ...]
     ids: Tensor
+    seed: Seed
     place: Tensor
+    sums: Tensor
 
     @classmethod
     def of(
@@ -183,53 +184,90 @@ class Problem:
         threat: Threat,
         given: tuple[Any, ...],
         ids: Tensor | None,
+        seed: Seed,
         start: Tensor | None,
         leave_early: bool,
     ) -> Problem:
         """Check what an attack was called with.
 
         Raises:
-            TypeError, ValueError: ``x`` is no batch of images in [0, 1], ``ids`` has another length or ``start``
-                another shape; early leaving is asked for and the examples of the batch hang together.
+            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], ``ids`` has another length or ``start``
+                another shape; early leaving is asked for and the examples of the batch depend on each other.
         """
         x = check_images(x).detach()
         place = torch.arange(len(x), device=x.device)
-        ids = place if ids is None else ids
+        ids = place if ids is None else ids.to(x.device)
         check_count("ids", ids, x)
         if start is not None and check_images(start, "start").shape != x.shape:
             raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
         if leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
             why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
             raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
-        return cls(objective, x, threat, given, ids, place)
+        sums = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        return cls(objective, x, threat, given, ids, seed, place, sums)
 
     def take(self, index: Tensor) -> Problem:
         """Some of the examples, by a mask."""
         x, place, given = self.x[index], self.place[index], tuple(_take(g, index) for g in self.given)
-        ids = self.ids[index.to(self.ids.device)]
-        return replace(self, x=x, place=place, given=given, ids=ids, threat=self.threat.take(index))
+        return replace(self, x=x, place=place, given=given, ids=self.ids[index], threat=self.threat.take(index))
+
+    def _noise(self, at: tuple[int | str, ...]) -> dict[str, Any]:
+        return {"ids": self.ids, "seed": fold(self.seed, *at)} if _draws(self.objective) else {}
 
     @torch.no_grad()
-    def score(self, x_adv: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Scores (N,) at x', and who is done if the objective says so."""
-        return _scored(self.objective, x_adv, self.given, self.ids, seed)
+    def score(self, x_adv: Tensor, *at: int | str) -> tuple[Tensor, Tensor | None]:
+        """Scores (N,) at x', and who is done if the objective says so; ``at`` names the noise it may draw."""
+        return _scored(self.objective, x_adv, self.given, **self._noise(at))
 
-    def ascent(self, x_adv: Tensor, seed: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def ascent(self, x_adv: Tensor, *at: int | str) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scores, who is done, and the gradient of the summed scores with respect to x'."""
-        return _ascent(self.objective, x_adv, self.given, self.ids, seed)
+        score, done, grad = _ascent(self.objective, x_adv, self.given, **self._noise(at))
+        # row by row: the threads of a CPU that share one large sum wait for each other, for longer than the sum takes
+        sums = grad.flatten(1).sum(1, dtype=self.sums.dtype)
+        if len(sums) == len(self.sums):
+            self.sums.add_(sums)
+        else:
+            self.sums.index_add_(0, self.place, sums)
+        return score, done, grad
 
-    def first(self, start: Tensor | None, random_start: bool, seed: int) -> Tensor:
+    def first(self, start: Tensor | None, random_start: bool, *at: int | str) -> Tensor:
         """Where a run begins: at the caller's ``start`` if it has one, else at a random point, or at x."""
         if start is not None:
             return self.threat.projection(self.x)(start.detach().to(self.x, copy=True))
         if random_start:
-            return self.threat.start(self.x, self.ids, seed)
+            return self.threat.start(self.x, self.ids, fold(self.seed, *at))
         return self.x.clone()
+
+    def leaving(self, best: Best, step: int) -> Tensor | None:
+        """Which examples stay (N,), if some are done and may leave the batch after this step; else None."""
+        if (step + 1) % (1 if self.x.device.type == "cpu" else LEAVE_EVERY):
+            return None
+        stay = ~best.done[self.place]
+        return None if stay.all() else stay
+
+    def finite(self, x_adv: Tensor) -> Tensor:
+        """The result ``x_adv`` of the whole batch, if all gradients were finite.
+
+        Where their values may not be looked at (see :func:`robrep.checks.may_look`), an image whose gradients were
+        not becomes NaN, so that whatever is computed from it shows it.
+
+        Raises:
+            FloatingPointError: a gradient was infinite or not a number.
+        """
+        if not may_look(self.sums):
+            return x_adv + column(0 * self.sums, x_adv)
+        if not self.sums.isfinite().all():
+            raise FloatingPointError("the objective's gradient is not finite for at least one image")
+        return x_adv
 
 
 class Best:
     """For each example of the caller's batch the best point seen: one that is done before one that is not, then the
     higher score.
+
+    Args:
+        x: the batch.
+        first: an example that is done stays where it is.
 
     Attributes:
         x: the points, shape of the batch.
@@ -237,8 +275,8 @@ class Best:
         done: (N,) bool.
     """
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x.clone()
+    def __init__(self, x: Tensor, first: bool = False) -> None:
+        self.x, self.first = x.clone(), first
         self.score = torch.full((len(x),), -torch.inf, device=x.device)
         self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
@@ -249,12 +287,21 @@ class Best:
         known, reached = self.done[place], self.score[place]
         done = torch.zeros_like(known) if done is None else done
         better = (done & ~known) | ((done == known) & (score > reached))
+        if self.first:
+            better = better & ~known
+        mask = column(better, x_adv).bool()
         if len(place) == len(self.x):  # everyone is here, in order: no scattering
-            self.x = torch.where(column(better, x_adv).bool(), x_adv, self.x)
+            self.x = torch.where(mask, x_adv, self.x)
         else:
-            self.x[place[better]] = x_adv[better]
+            self.x[place] = torch.where(mask, x_adv, self.x[place])
         self.score[place] = torch.where(better, score.to(reached), reached)
         self.done[place] = known | done
+
+    def see_done(self, place: Tensor, x_adv: Tensor, score: Tensor, done: Tensor) -> None:
+        """Keep the points of the examples that are done, and none of the others."""
+        if may_look(done) and not done.any():
+            return
+        self.see(place, x_adv, torch.where(done, score, -torch.inf), done)
 
 
 def runs(

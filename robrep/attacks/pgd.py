@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, runs, total
+from robrep.attacks.engine import Best, Objective, Problem, runs
 from robrep.attacks.threats import Threat, check_count, check_radius, column, text
 from robrep.checks import nonnegative, one_of, positive_int
-from robrep.randomness import fold
+from robrep.random import Seed
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class PGD:
         keep: "last" returns the last iterate, as the papers do; "best" the iterate with the highest score, the start
             included, at the price of one more forward pass.
         leave_early: an example that the objective calls done (it gives ``(scores, done)``) stays where it is, and
-            leaves the batch, so that the rest is faster. The results of the others do not change.
+            leaves the batch, so that the rest is faster. The results of the others do not change. On an accelerator
+            the host looks every few steps who may leave.
         relative_step: length of a step as a share of eps; None for 2.5 / steps.
 
     Raises:
@@ -43,8 +43,8 @@ class PGD:
     relative_step: float | None = None
 
     def __post_init__(self) -> None:
-        positive_int("steps", self.steps)
-        positive_int("restarts", self.restarts)
+        for name in ("steps", "restarts"):
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         one_of("keep", self.keep, ("last", "best"))
         if self.step_size is not None:
             check_radius(self.step_size, "step_size")
@@ -68,7 +68,7 @@ class PGD:
         threat: Threat,
         *given: Any,
         ids: Tensor | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         start: Tensor | None = None,
     ) -> Tensor:
         """Search A(x) for the input that makes the objective largest.
@@ -87,44 +87,43 @@ class PGD:
             x', detached, of the shape and dtype of ``x``, inside the ball (to 1e-6) and in [0, 1].
 
         Raises:
-            TypeError, ValueError: ``x`` is no batch of images in [0, 1], or the objective's result is malformed.
-            FloatingPointError: the objective's gradient is not finite.
+            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], or the objective's result is malformed.
+            FloatingPointError: the objective's gradient is not finite. On an accelerator, and in training after the
+                first step, nothing is raised: the host would have to wait. Such an image comes back as NaN.
         """
-        problem = Problem.of(objective, x, threat, given, ids, start, self.leave_early)
+        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
         if isinstance(self.step_size, Tensor):
             check_count("step_size", self.step_size, problem.x)
-        best = Best(problem.x) if self.keep == "best" or self.restarts > 1 or self.leave_early else None
+        best = None
+        if self.keep == "best" or self.restarts > 1 or self.leave_early:
+            best = Best(problem.x, first=self.leave_early)
         for restart, todo, given_start in runs(problem, best, self.restarts, start, self.leave_early):
-            x_adv = todo.first(given_start, self.random_start, fold(seed, "start", restart))
-            last = self._climb(todo, x_adv, best, restart, seed)
-        return last if best is None else best.x
+            last = self._climb(todo, todo.first(given_start, self.random_start, "start", restart), best, restart)
+        return problem.finite(last if best is None else best.x)
 
     def _size(self, problem: Problem) -> float | Tensor:
         if self.step_size is None:
             return (2.5 / self.steps if self.relative_step is None else self.relative_step) * problem.threat.eps
         return self.step_size[problem.place] if isinstance(self.step_size, Tensor) else self.step_size
 
-    def _climb(self, todo: Problem, x_adv: Tensor, best: Best | None, restart: int, seed: int) -> Tensor:
+    def _climb(self, todo: Problem, x_adv: Tensor, best: Best | None, restart: int) -> Tensor:
         """One run from ``x_adv``, which it may write to: the last iterate; ``best`` sees what counts."""
         project, size = todo.threat.projection(todo.x), self._size(todo)
-        seen: float | Tensor = 0.0
         for step in range(self.steps):
-            score, done, grad = todo.ascent(x_adv, fold(seed, "step", restart, step))
-            seen = seen + total(grad)  # what is not finite stays so; looked at once, after the steps
+            score, done, grad = todo.ascent(x_adv, "step", restart, step)
             if best is not None and self.keep == "best":
                 best.see(todo.place, x_adv, score, done)
                 x_adv = x_adv.clone()  # the steps below write in place
-            if best is not None and self.leave_early and done is not None and done.any():
-                best.see(todo.place[done], x_adv[done], score[done], done[done])
-                todo, x_adv, grad = todo.take(~done), x_adv[~done], grad[~done]
-                if not len(x_adv):
-                    break
-                project, size = todo.threat.projection(todo.x), self._size(todo)
+            if best is not None and self.leave_early and done is not None:
+                best.see_done(todo.place, x_adv, score, done)
+                if (stay := todo.leaving(best, step)) is not None:
+                    todo, x_adv, grad = todo.take(stay), x_adv[stay], grad[stay]
+                    if not len(x_adv):
+                        return x_adv
+                    project, size = todo.threat.projection(todo.x), self._size(todo)
             x_adv = project(_step(x_adv, todo.threat.direction(grad), size))
-        if not math.isfinite(seen):
-            raise FloatingPointError("the objective's gradient is not finite for at least one image")
-        if best is not None and len(x_adv):
-            best.see(todo.place, x_adv, *todo.score(x_adv, fold(seed, "step", restart, self.steps)))
+        if best is not None:
+            best.see(todo.place, x_adv, *todo.score(x_adv, "step", restart, self.steps))
         return x_adv
 
 
@@ -156,7 +155,7 @@ class FGSM:
         threat: Threat,
         *given: Any,
         ids: Tensor | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         start: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`PGD.__call__`."""

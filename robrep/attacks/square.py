@@ -12,7 +12,7 @@ from torch import Tensor
 from robrep.attacks.engine import Best, Objective, Problem, runs
 from robrep.attacks.threats import L2, Linf, Threat, column, rows
 from robrep.checks import nonnegative, positive_int
-from robrep.randomness import fold, uniform
+from robrep.random import Seed, fold, uniform
 
 CHUNK = 100  # queries whose random numbers are drawn at once
 
@@ -48,8 +48,8 @@ class Square:
     leave_early: bool = True
 
     def __post_init__(self) -> None:
-        positive_int("queries", self.queries)
-        positive_int("restarts", self.restarts)
+        for name in ("queries", "restarts"):
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         if not 0 < nonnegative("p_init", self.p_init) <= 1:
             raise ValueError(f"p_init is {self.p_init}, expected above 0 and at most 1")
 
@@ -63,7 +63,7 @@ class Square:
         threat: Threat,
         *given: Any,
         ids: Tensor | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         start: Tensor | None = None,
     ) -> Tensor:
         """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`, except that no gradient is needed.
@@ -73,39 +73,41 @@ class Square:
         """
         if not isinstance(threat, Linf | L2):
             raise TypeError(f"threat is a {type(threat).__name__}, expected Linf or L2")
-        problem = Problem.of(objective, x, threat, given, ids, start, self.leave_early)
-        found = Best(problem.x)
+        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
+        found = Best(problem.x, first=self.leave_early)
         for restart, todo, given_start in runs(problem, found, self.restarts, start, self.leave_early):
-            self._search(todo, given_start, found, restart, seed)
+            self._search(todo, given_start, found, restart)
         return found.x
 
-    def _search(self, todo: Problem, start: Tensor | None, found: Best, restart: int, seed: int) -> None:
+    def _search(self, todo: Problem, start: Tensor | None, found: Best, restart: int) -> None:
         linf = isinstance(todo.threat, Linf)
         if start is not None:
-            best = todo.first(start, False, seed)
+            best = todo.first(start, False)
         else:
-            best = (_stripes if linf else _tiles)(todo, fold(seed, "square", restart))
-        score, done = todo.score(best, fold(seed, "query", restart, 0))
-        is_done = torch.zeros(len(best), dtype=torch.bool, device=best.device) if done is None else done
+            best = (_stripes if linf else _tiles)(todo, fold(todo.seed, "square", restart))
+        score, done = todo.score(best, "query", restart, 0)
+        is_done = torch.zeros_like(score, dtype=torch.bool) if done is None else done
         drawn: Tensor | None = None
         for query in range(1, self.queries):
-            if self.leave_early and is_done.any():
-                found.see(todo.place[is_done], best[is_done], score[is_done], is_done[is_done])
-                stay = ~is_done
-                if not stay.any():
-                    return
-                todo, best, score, is_done = todo.take(stay), best[stay], score[stay], is_done[stay]
-                drawn = drawn[stay] if drawn is not None else None
+            if self.leave_early and done is not None:
+                found.see_done(todo.place, best, score, is_done)
+                if (stay := todo.leaving(found, query - 1)) is not None:
+                    todo, best, score, is_done = todo.take(stay), best[stay], score[stay], is_done[stay]
+                    drawn = drawn[stay] if drawn is not None else None
+                    if not len(best):
+                        return
             if drawn is None or (query - 1) % CHUNK == 0:
-                chunk = fold(seed, "squares", restart, (query - 1) // CHUNK)
-                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + best.shape[1])).to(best.device)
+                chunk = fold(todo.seed, "squares", restart, (query - 1) // CHUNK)
+                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + best.shape[1]))
             u = drawn[:, (query - 1) % CHUNK]
             p = share(query - 1, self.queries, self.p_init)
             trial = (_square if linf else _window)(todo, best, u, p)
-            new_score, done = todo.score(trial, fold(seed, "query", restart, query))
+            new_score, done = todo.score(trial, "query", restart, query)
             better = new_score > score
             if done is not None:
                 better = (better & (done | ~is_done)) | (done & ~is_done)
+                if self.leave_early:  # an example that is done and still here stays where it is
+                    better = better & ~is_done
                 is_done = is_done | done
             best = torch.where(column(better, best).bool(), trial, best)
             score = torch.where(better, new_score, score)
@@ -127,10 +129,10 @@ def _corner(u: Tensor, extent: int, side: int) -> Tensor:
     return (u * (extent - side + 1)).long().clamp(max=extent - side)
 
 
-def _stripes(todo: Problem, seed: int) -> Tensor:
+def _stripes(todo: Problem, seed: Seed) -> Tensor:
     """x + eps or x - eps in each column and channel."""
     x = todo.x
-    signs = _signs(uniform(seed, todo.ids, (x.shape[1], 1, x.shape[3])).to(x.device), x)
+    signs = _signs(uniform(seed, todo.ids, (x.shape[1], 1, x.shape[3])), x)
     return (x + signs * rows(todo.threat.eps, x)).clamp_(0, 1)
 
 
@@ -168,12 +170,12 @@ def _bump(side: int, x: Tensor, upright: Tensor) -> Tensor:
     return torch.where(upright[:, None, None, None], pattern, pattern.T)
 
 
-def _tiles(todo: Problem, seed: int) -> Tensor:
+def _tiles(todo: Problem, seed: Seed) -> Tensor:
     """Bumps of random sign on a grid of fifths of the image, scaled to the whole radius."""
     x, (height, width) = todo.x, todo.x.shape[2:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    u = uniform(seed, todo.ids, (x.shape[1] + 1, down, across)).to(x.device)
+    u = uniform(seed, todo.ids, (x.shape[1] + 1, down, across))
     signs = _signs(u[:, :-1], x)
     upright = u[:, -1].flatten(1) < 0.5
     delta = torch.zeros_like(x)

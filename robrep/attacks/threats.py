@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from robrep.checks import nonnegative
-from robrep.randomness import fold, noise, uniform
+from robrep.checks import may_look, nonnegative
+from robrep.random import Seed, fold, noise, uniform
 
 T = TypeVar("T", "Linf", "L2")
 
@@ -18,7 +18,7 @@ T = TypeVar("T", "Linf", "L2")
 def check_radius(value: float | Tensor, name: str = "eps") -> None:
     if not isinstance(value, Tensor):
         nonnegative(name, value)
-    elif value.ndim != 1 or not bool(((value >= 0) & value.isfinite()).all()):
+    elif value.ndim != 1 or (may_look(value) and not ((value >= 0) & value.isfinite()).all()):
         raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected (N,), finite and at least 0")
 
 
@@ -58,7 +58,7 @@ class Threat(Protocol):
 
     eps: float | Tensor
 
-    def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """A random point of A(x), another for each example and seed."""
         ...
 
@@ -88,7 +88,7 @@ class Linf:
 
     Raises:
         ValueError: the radius is negative or not finite.
-        TypeError: it is no number.
+        TypeError: it is not a number.
     """
 
     eps: float | Tensor
@@ -96,7 +96,7 @@ class Linf:
     def __post_init__(self) -> None:
         check_radius(self.eps)
 
-    def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         u = uniform(seed, ids, x.shape[1:]).to(x)
         return u.mul_(2).sub_(1).mul_(rows(self.eps, x)).add_(x).clamp_(0, 1)
 
@@ -127,13 +127,11 @@ class L2:
     def __post_init__(self) -> None:
         check_radius(self.eps)
 
-    def start(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         direction = noise(fold(seed, "direction"), ids, x.shape[1:]).to(x)
-        u = uniform(fold(seed, "length"), ids, (1,)).squeeze(1)
-        # uniform in a d-dimensional ball: the radius is u^(1/d), not u. Number by number, for torch rounds a power in
-        # another way at the end of a vector than in its middle.
-        length = torch.tensor([v ** (1 / x[0].numel()) for v in u.tolist()], dtype=x.dtype, device=x.device)
-        length = length / _norm(direction).clamp(min=1e-12)
+        u = uniform(fold(seed, "length"), ids, ())
+        # uniform in a d-dimensional ball: the radius is u^(1/d), not u; in float64, so that it rounds alike everywhere
+        length = (u.double() ** (1 / x[0].numel())).to(x) / _norm(direction).clamp(min=1e-12)
         return (x + direction * rows(length, x) * rows(self.eps, x)).clamp_(0, 1)
 
     def direction(self, gradient: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from robrep.audit.subject import CALLS, Subject, of
 from robrep.evaluation import Rate
 from robrep.gaussians import wide
 from robrep.objectives import LOSSES, classifier_objective, predict
-from robrep.randomness import fold
+from robrep.random import fold
 from robrep.regularizers import Attack
 
 STEPS = 3  # how many times the attack's own steps the longer one takes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robrep.audit.report import Finding, Landscape, Limits, worst
 from robrep.audit.subject import Subject, column, of, random_state
-from robrep.randomness import fold
+from robrep.random import fold
 
 LINE = 41  # points on a line through an image
 GRID = 21  # points along each side of the landscape

@@ -14,7 +14,7 @@ from robrep.evaluation import Rate
 from robrep.heads import device_of
 from robrep.objectives import draws_noise
 from robrep.progress import Progress
-from robrep.randomness import fold
+from robrep.random import fold
 from robrep.regularizers import Attack
 
 CHECKS = 13  # about as many as are made

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robrep.attacks import L2, Linf, attack_mode, gradient
 from robrep.heads import device_of
 from robrep.objectives import LOSSES, classifier_objective, predict
-from robrep.randomness import fold, noise
+from robrep.random import fold, noise
 from robrep.regularizers import Attack
 
 PASS = 500  # images in a pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from robrep.checks import positive_int
@@ -57,9 +58,10 @@ class PreActResNet(nn.Module):
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         self.features.stem = nn.Sequential(stem)
         self.dim = base * 2 ** (len(blocks) - 1) * width
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        return wide(self.features(x))
+        return wide(self.features(x.contiguous(memory_format=torch.channels_last)))
 
 
 class ConvNormEncoder(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from robrep.checks import positive_int
-from robrep.gaussians import Gaussian
+from robrep.gaussians import Gaussian, full_precision
 
 DEPTHS = {18: ("BasicBlock", (2, 2, 2, 2)), 34: ("BasicBlock", (3, 4, 6, 3)), 50: ("Bottleneck", (3, 4, 6, 3))}
 
@@ -79,10 +77,12 @@ class ResNetEncoder(nn.Module):
         self.gaussian, self.min_scale = gaussian, min_scale
         self.dim = before if dim is None or not gaussian else positive_int("dim", dim)
         self.code = nn.Linear(before, 2 * self.dim) if gaussian else nn.Identity()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Gaussian | Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # what convolutions are fastest with
         features = self._recomputed_features(x) if self.recompute and torch.is_grad_enabled() else self.features(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             features = features.to(next(self.parameters()).dtype)
             if not self.gaussian:
                 return features
@@ -95,23 +95,24 @@ class ResNetEncoder(nn.Module):
                 x = layer(x)
                 continue
             for block in layer:
-                norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+                norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
                 again = lambda norms=norms: (nullcontext(), _statistics_kept(*norms))  # noqa: E731
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=again)
         return x
 
 
 @contextmanager
-def _statistics_kept(*norms: _BatchNorm) -> Iterator[None]:
+def _statistics_kept(*norms: Any) -> Iterator[None]:
     """Batch norm as it is, but that running statistics stay as they are."""
-    before = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     try:
         for norm in norms:
             norm.momentum = 0.0  # the same tensors are saved for the backward pass as in the first forward pass
         yield
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)  # in place: a captured step knows it by its address
 
 
 def _stage(block: Any, before: int, planes: int, count: int, stride: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep.checks import positive_int
-from robrep.gaussians import Gaussian, wide
+from robrep.gaussians import Gaussian, full_precision, wide
 
 
 def he_init(network: nn.Module) -> None:
@@ -46,7 +46,7 @@ class PooledConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             x = x.to(self.weight.dtype) / (x.shape[2] * x.shape[3])
             for dim in (2, 3):  # sums over the window's three positions: without the last line, all, without the first
                 total = x.sum(dim, keepdim=True)

@@ -11,7 +11,7 @@ from robrep.checks import nonnegative, one_of
 from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.losses import negative_elbo, negative_se_elbo, squared_error
 from robrep.methods.supervised import Terms
-from robrep.randomness import fold, noise
+from robrep.random import Seed, fold, noise
 from robrep.regularizers import Attack, reconstruction_shift, select, urkle
 
 
@@ -37,7 +37,7 @@ class AETRADES(nn.Module):
         """Images to reconstructions."""
         return nn.Sequential(self.encoder, self.decoder)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         output = self.autoencoder(x)
         worst = reconstruction_shift(self.autoencoder, x, output, self.attack, self.threat, ids=ids, seed=seed)
         return {"reconstruction": squared_error(output, x).mean(), "trades": self.beta * worst.mean()}
@@ -57,10 +57,10 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.beta_vae = encoder, decoder, nonnegative("beta_vae", beta_vae)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         return self.negative_elbo(x, self.encoder(x), ids, seed)
 
-    def negative_elbo(self, x: Tensor, p: Gaussian, ids: Tensor, seed: int) -> Terms:
+    def negative_elbo(self, x: Tensor, p: Gaussian, ids: Tensor, seed: Seed) -> Terms:
         """Reconstruction of ``x`` from one sample of ``p`` = p(z|x), and the prior's term if it has a weight."""
         z = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
         terms = {"reconstruction": squared_error(self.decoder(z), x).mean()}
@@ -90,7 +90,7 @@ class VAEUrkle(VAE):
         super().__init__(encoder, decoder, beta_vae)
         self.attack, self.threat, self.beta_robust = attack, threat, nonnegative("beta_robust", beta_robust)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         p = self.encoder(x)
         worst = urkle(self.encoder, x, p, self.attack, self.threat, ids=ids, seed=seed)
         return self.negative_elbo(x, p, ids, seed) | {"urkle": self.beta_robust * worst.mean()}
@@ -109,12 +109,12 @@ class GaussianVAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.variance = encoder, decoder, nonnegative("variance", variance)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         p = self.encoder(x)
         terms = negative_elbo(x, self.reconstruct(p, ids, seed), p, variance=self.variance)
         return {name: term.mean() for name, term in terms.items()}
 
-    def reconstruct(self, p: Gaussian, ids: Tensor, seed: int) -> Tensor:
+    def reconstruct(self, p: Gaussian, ids: Tensor, seed: Seed) -> Tensor:
         """The decoder's mean for one sample of ``p``."""
         return self.decoder(p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:])))
 
@@ -147,7 +147,7 @@ class SmoothEncoder(GaussianVAE):
         self.distance: Literal["wasserstein", "entropic"] = distance
         one_of("distance", distance, ("wasserstein", "entropic"))
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         p = self.encoder(x)
         x_adv = select(
             self.encoder, x, p, self.attack, self.threat, distance=self.distance, gamma=self.gamma, ids=ids, seed=seed

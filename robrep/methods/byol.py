@@ -12,16 +12,19 @@ from robrep.attacks import Threat, attack_mode
 from robrep.augmentations import Augmentation
 from robrep.losses import cosine_distance
 from robrep.methods.supervised import Terms
-from robrep.randomness import fold
+from robrep.random import Seed, fold
 from robrep.regularizers import Attack
 
 
-def ema_rate(step: int, steps: int, base: float = 0.996) -> float:
-    """tau after ``step`` of ``steps``: from ``base`` at the first step to 1 at the end, along half a cosine.
+def ema_rate(step: int | Tensor, steps: int, base: float = 0.996) -> Tensor:
+    """tau after ``step`` of ``steps``: from ``base`` at the first step to 1 at the end, along half a cosine; float64.
+
+    ``step`` is a number or a tensor without dimensions; the result has no dimensions.
 
     Source: Grill et al. 2020, 1 - (1 - base) (cos(pi k / K) + 1) / 2.
     """
-    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+    progress = torch.as_tensor(step).double() / steps
+    return 1 - (1 - base) * ((math.pi * progress).cos() + 1) / 2
 
 
 class BYOL(nn.Module):
@@ -57,12 +60,12 @@ class BYOL(nn.Module):
         self.base_rate = base_rate
         self.target = copy.deepcopy(nn.Sequential(encoder, projector)).requires_grad_(False)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         v_1, v_2 = self.views(x, ids, seed)
         z_1, z_2 = self.project(v_1), self.project(v_2)
         return {"byol": (self.distance(v_1, z_2) + self.distance(v_2, z_1)).mean()}
 
-    def views(self, x: Tensor, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def views(self, x: Tensor, ids: Tensor, seed: Seed) -> tuple[Tensor, Tensor]:
         """Two views of each image, each of the shape of ``x``."""
         seed = fold(seed, "views")
         return self.augment(x, 2 * ids, seed), self.augment(x, 2 * ids + 1, seed)
@@ -81,12 +84,12 @@ class BYOL(nn.Module):
         return cosine_distance(self.predict(v), z)
 
     @torch.no_grad()
-    def after_step(self, step: int, steps: int) -> None:
+    def after_step(self, step: int | Tensor, steps: int) -> None:
         """Move the target's parameters by 1 - tau towards the online ones; batch statistics stay its own."""
-        tau = ema_rate(step, steps, self.base_rate)
         online = nn.Sequential(self.encoder, self.projector)
+        move = 1 - ema_rate(step, steps, self.base_rate)
         for xi, theta in zip(self.target.parameters(), online.parameters(), strict=True):
-            xi.lerp_(theta.to(xi), 1 - tau)
+            xi.lerp_(theta.to(xi), move.to(xi))
 
 
 class BYORL(BYOL):
@@ -116,13 +119,13 @@ class BYORL(BYOL):
         super().__init__(encoder, projector, predictor, augment, base_rate=base_rate)
         self.attack, self.threat = attack, threat
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         v_1, v_2 = self.views(x, ids, seed)
         z_1, z_2 = self.project(v_1), self.project(v_2)
         v_1, v_2 = self.adversary(v_1, z_2, 2 * ids, seed), self.adversary(v_2, z_1, 2 * ids + 1, seed)
         return {"byorl": (self.distance(v_1, z_2) + self.distance(v_2, z_1)).mean()}
 
-    def adversary(self, v: Tensor, z: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def adversary(self, v: Tensor, z: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The image in A(v) whose prediction disagrees most with the target ``z`` of the other view; like ``v``."""
         with attack_mode(self.encoder, self.projector, self.predictor, batch_norm="batch"):
             return self.attack(self.distance, v, self.threat, z, ids=ids, seed=seed)

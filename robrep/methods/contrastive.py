@@ -11,7 +11,7 @@ from robrep.checks import nonnegative
 from robrep.contrastive import Denominator, nt_xent
 from robrep.gaussians import Gaussian, kl
 from robrep.methods.supervised import Terms
-from robrep.randomness import fold, noise
+from robrep.random import Seed, fold, noise
 from robrep.regularizers import Attack, contrast_adversary, urkle_adversary
 
 
@@ -40,20 +40,20 @@ class SimCLR(nn.Module):
         self.temperature, self.detach_keys = temperature, detach_keys
         self.denominator: Denominator = denominator
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         views, view_ids = self.views(x, ids, seed)
         return {"nt_xent": self.contrast(self.encoder(views), view_ids, seed, n=2).mean()}
 
-    def views(self, x: Tensor, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def views(self, x: Tensor, ids: Tensor, seed: Seed) -> tuple[Tensor, Tensor]:
         """Two views of each image, one behind the other, (2 N, C, H, W), and ids for their random streams, (2 N,)."""
         view_ids = torch.cat([2 * ids, 2 * ids + 1])
         return self.augment(torch.cat([x, x]), view_ids, fold(seed, "views")), view_ids
 
-    def sample(self, code: Gaussian | Tensor, ids: Tensor, seed: int) -> Tensor:
+    def sample(self, code: Gaussian | Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """One sample of each code; a deterministic code is itself."""
         return code.sample(noise(fold(seed, "z"), ids, code.mean.shape[1:])) if isinstance(code, Gaussian) else code
 
-    def contrast(self, code: Gaussian | Tensor, ids: Tensor, seed: int, n: int) -> Tensor:
+    def contrast(self, code: Gaussian | Tensor, ids: Tensor, seed: Seed, n: int) -> Tensor:
         """NT-Xent of the n views whose codes stand one behind the other: (n N, D) to (N,)."""
         return self.nt_xent(self.projector(self.sample(code, ids, seed)).chunk(n))
 
@@ -93,7 +93,7 @@ class RoCL(SimCLR):
         )
         self.attack, self.threat, self.weight = attack, threat, nonnegative("weight", weight)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x_1, x_2 = self.views(x, ids, seed)[0].chunk(2)
         x_adv = contrast_adversary(
             self.encoder, self.projector, x_1, x_2, self.nt_xent, self.attack, self.threat, ids=ids, seed=seed
@@ -138,7 +138,7 @@ class SimCLRUrkle(SimCLR):
         )
         self.attack, self.threat, self.beta_robust = attack, threat, nonnegative("beta_robust", beta_robust)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         views, view_ids = self.views(x, ids, seed)
         views_adv = urkle_adversary(self.encoder, views, self.attack, self.threat, ids=view_ids, seed=seed)
         code = self.encoder(torch.cat([views, views_adv]))

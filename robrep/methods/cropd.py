@@ -17,7 +17,7 @@ from robrep.foundation import LatentDiffusionVAE, Prepare, ViTMAE
 from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.losses import cross_entropy, squared_error
 from robrep.methods.supervised import Terms
-from robrep.randomness import fold, noise, uniform
+from robrep.random import Seed, fold, noise, uniform
 from robrep.regularizers import Attack, contrast_adversary
 
 
@@ -38,11 +38,11 @@ class VanillaAutoEncoder(nn.Module):
         super().__init__()
         self.autoencoder, self.augment = autoencoder, augment
 
-    def view(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def view(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The augmented images."""
         return x if self.augment is None else self.augment(x, ids, fold(seed, "view"))
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
         return {"reconstruction": pixel_error(self.autoencoder(x), x).mean()}
 
@@ -90,7 +90,7 @@ class CRoPD(VanillaAutoEncoder):
         self.weight, self.temperature = nonnegative("weight", weight), temperature
         self.negatives = one_of("negatives", negatives, ("both", "clean"))
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
         x_adv = self.adversary(x, ids, seed)
         halves, halves_adv = self.autoencoder.encode(x), self.autoencoder.encode(x_adv)
@@ -100,7 +100,7 @@ class CRoPD(VanillaAutoEncoder):
             "contrast": self.weight * adversarial_contrast(p, p_adv, self.temperature).mean(),
         }
 
-    def adversary(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def adversary(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The worst x' that the attack finds around each image of the batch, detached."""
 
         def contrast(pair: tuple[Tensor, Tensor]) -> Tensor:
@@ -145,7 +145,7 @@ class ARAE(VanillaAutoEncoder):
         self.projector, self.attack, self.threat = projector, attack, threat
         self.gamma = nonnegative("gamma", gamma)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
         x_adv = self.adversary(x, ids, seed)
         halves = self.autoencoder.encode(x_adv)
@@ -163,7 +163,7 @@ class ARAE(VanillaAutoEncoder):
         """The mean squared difference of the vectors' entries; shapes (N, D), result (N,)."""
         return squared_error(p_adv, p) / p.shape[1]
 
-    def adversary(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def adversary(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The x' that the attack finds farthest from each image, detached."""
         with attack_mode(self.autoencoder, self.projector):
             with torch.no_grad():
@@ -196,7 +196,7 @@ class VariationalAutoEncoder(VanillaAutoEncoder):
         super().__init__(autoencoder, augment)
         self.weight = nonnegative("weight", weight)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
         p = self.autoencoder.posterior(x)
         z = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
@@ -223,7 +223,7 @@ class MixedHead(nn.Module):
         super().__init__()
         self.classifier, self.attack, self.threat = classifier, attack, threat
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         with attack_mode(self.classifier):
             x_adv = self.attack(
                 lambda x_, y_: cross_entropy(self.classifier(x_), y_), x, self.threat, y, ids=ids, seed=seed
@@ -246,7 +246,7 @@ class MaskedPretraining(nn.Module):
         self.model = model
         self.prepare = Prepare(model.config.image_size, model.config.num_channels)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         patches = self.model.vit.embeddings.patch_embeddings.num_patches
         order = uniform(fold(seed, "mask"), ids, (patches,)).to(x.device)
         return {"masked": self.model(self.prepare(x), noise=order).loss}

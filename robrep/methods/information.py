@@ -11,7 +11,7 @@ from robrep.attacks import Threat, attack_mode, batch_objective
 from robrep.checks import one_of
 from robrep.information import ESTIMATORS, information
 from robrep.methods.supervised import Terms
-from robrep.randomness import fold
+from robrep.random import Seed, fold
 from robrep.regularizers import Attack
 
 
@@ -25,7 +25,7 @@ def information_attack(
     estimator: str = "dv",
     detached: bool = True,
     ids: Tensor,
-    seed: int,
+    seed: Seed,
 ) -> Tensor:
     """The x' in A(x), for the whole batch, at which the estimate of I(x'; g(x')) is smallest; like ``x``, detached.
 
@@ -78,10 +78,10 @@ class InfoMax(nn.Module):
         self.encoder, self.critic, self.augment = encoder, critic, augment
         self.estimator = one_of("estimator", estimator, ESTIMATORS)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         return {"minus_information": -self.information(self.augmented(x, ids, seed))}
 
-    def augmented(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def augmented(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The images that this step sees, before any attack."""
         return x if self.augment is None else self.augment(x, ids, fold(seed, "augment"))
 
@@ -115,7 +115,7 @@ class WorstCaseInfoMax(InfoMax):
         super().__init__(encoder, critic, estimator, augment)
         self.attack, self.threat, self.detached = attack, threat, detached
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x_adv = information_attack(
             self.encoder,
             self.critic,
@@ -148,7 +148,7 @@ class CriticOf(nn.Module):
         self.critic, self.estimator = critic, one_of("estimator", estimator, ESTIMATORS)
         self.register_buffer("z", z.detach().clone())
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         return {"minus_information": -information(self.critic(x, self.z[ids]), self.estimator)}
 
 

@@ -8,7 +8,7 @@ from robrep.attacks import Threat
 from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative
 from robrep.losses import cross_entropy
-from robrep.randomness import fold
+from robrep.random import Seed, fold
 from robrep.regularizers import Attack, adversarial_cross_entropy, trades
 
 Terms = dict[str, Tensor]
@@ -31,7 +31,7 @@ class Supervised(nn.Module):
         """Images to logits."""
         return nn.Sequential(self.encoder, self.head)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         return {"cross_entropy": cross_entropy(self.classifier(x), y).mean()}
 
 
@@ -47,7 +47,7 @@ class AdversarialTraining(Supervised):
         super().__init__(encoder, head)
         self.attack, self.threat = attack, threat
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         worst = adversarial_cross_entropy(self.classifier, x, y, self.attack, self.threat, ids=ids, seed=seed)
         return {"cross_entropy": worst.mean()}
 
@@ -64,7 +64,7 @@ class TRADES(AdversarialTraining):
         super().__init__(encoder, head, attack, threat)
         self.beta = nonnegative("beta", beta)
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         logits = self.classifier(x)
         worst = trades(self.classifier, x, logits, self.attack, self.threat, ids=ids, seed=seed)
         return {"cross_entropy": cross_entropy(logits, y).mean(), "trades": self.beta * worst.mean()}
@@ -83,5 +83,5 @@ class Augmented(nn.Module):
         super().__init__()
         self.method, self.augment = method, augment
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Terms:
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         return self.method(self.augment(x, ids, fold(seed, "views")), y, ids, seed)
