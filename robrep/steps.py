@@ -111,7 +111,8 @@ class TrainingStep:
 
     def _capture(self) -> None:
         try:
-            self.replay = CAPTURE[self.device.type](self._body)
+            with looking(False):
+                self.replay = CAPTURE[self.device.type](self._body)
         except RuntimeError as error:  # what is captured is not run, so nothing has changed
             self.how = f"step by step: the capture failed ({str(error).strip().splitlines()[0]})"
             self.refused = True
@@ -128,8 +129,8 @@ class TrainingStep:
     def _body(self) -> None:
         x = self.inputs if self.x is None else self.x[self.ids]
         half = nullcontext()
-        if self.autocast is not None:  # cached casts of weights would outlive the capture
-            half = torch.autocast(self.device.type, self.autocast, cache_enabled=self.refused)  # type: ignore[assignment]
+        if self.autocast is not None:  # a cache of weights would outlive the capture, and keep those of no_grad
+            half = torch.autocast(self.device.type, self.autocast, cache_enabled=False)  # type: ignore[assignment]
         with half:
             terms = self.forward(floats(x), self.y[self.ids], self.ids, self.seed)  # type: ignore[arg-type]
             loss = torch.stack(list(terms.values())).sum()

@@ -130,39 +130,43 @@ class Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "lift_fresh", "equal"):
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal"):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         result = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, result))
+        self.calls.append((torch.is_grad_enabled(), func, args, kwargs, result))
         return result
 
     def replay(self) -> None:
-        for func, args, kwargs, result in self.calls:
-            again = func(*args, **kwargs)
+        """Below autograd, as the calls were noted; some kernels are chosen by whether gradients are wanted."""
+        for grad, func, args, kwargs, result in self.calls:
+            with torch.set_grad_enabled(grad), torch._C._AutoDispatchBelowAutograd():
+                again = func(*args, **kwargs)
             for old, new in zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True):
                 if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
                     old.copy_(new)
+
+
+class Watched(TorchDispatchMode):
+    """Changes nothing; but on a CPU some kernels in bf16 round differently when operations are watched at all."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def tape(body: Callable[[], None], state: Callable[[], list[Tensor]]) -> Callable[[], None]:
     """Capture ``body`` on a tape and put ``state`` (all tensors that outlive a step) back as it was before."""
     before = [(t, t.detach().clone()) for t in state()]
     recorder = Tape()
-    with recorder:
+    with FromHost(), recorder:
         body()
     with torch.no_grad():
         for t, value in before:
             t.copy_(value)
-    return lambda: _quietly(recorder.replay)
-
-
-def _quietly(run: Callable[[], None]) -> None:
-    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
-        run()
+    return recorder.replay
 
 
 def images(n: int, channels: int, device: str = "cpu") -> Tensor:
