@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode
+from robrep.checkpoints import fingerprint
 from robrep.checks import positive_int
 from robrep.evaluation import robust_accuracy
 from robrep.heads import AdversarialHead, Classifier, encode, frozen
 from robrep.methods import Supervised
 from robrep.regularizers import Attack
-from robrep.checkpoints import fingerprint
 from robrep.training import Examples, History, fit
 
 

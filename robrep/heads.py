@@ -16,9 +16,9 @@ from robrep.checks import check_labels, positive_int
 from robrep.data import floats
 from robrep.gaussians import Gaussian, wide
 from robrep.losses import cross_entropy
+from robrep.optimizers import Optimizer
 from robrep.random import fold, noise
 from robrep.regularizers import Attack
-from robrep.optimizers import Optimizer
 from robrep.training import Examples, History, Precision, fit
 
 Code = Gaussian | Tensor

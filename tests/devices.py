@@ -16,8 +16,18 @@ from robrep import methods as m
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf
 from robrep.augmentations import Augment, digit_augmentation
 from robrep.encoders import (
-    ConvDecoder, ConvEncoder, ConvNormEncoder, Critic, InfoMaxEncoder, MaskedAutoEncoder, MLPHead, NormMLP,
-    PreActResNet, Projector, ResNetEncoder, VectorCritic,
+    ConvDecoder,
+    ConvEncoder,
+    ConvNormEncoder,
+    Critic,
+    InfoMaxEncoder,
+    MaskedAutoEncoder,
+    MLPHead,
+    NormMLP,
+    PreActResNet,
+    Projector,
+    ResNetEncoder,
+    VectorCritic,
 )  # fmt: skip
 from robrep.foundation import new_vit_mae
 from robrep.heads import AdversarialHead

@@ -70,16 +70,17 @@ def test_a_head_on_codes() -> None:
 def test_every_attack_without_early_leaving(attack: Any, threat: Any) -> None:
     with META:
         model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.empty(6, 1, 8, 8)
-        y = torch.empty(6, dtype=torch.int64)
+        y, seed = torch.empty(6, dtype=torch.int64), torch.empty((), dtype=torch.int64)
     for loss in LOSSES:
         given = (y, y) if loss.startswith("targeted") else (y,)
         with HostWaits():
-            x_adv = attack(classifier_objective(model, loss), x, threat, *given, seed=torch.empty((), dtype=torch.int64,
-                                                                                                device=META))  # fmt: skip
+            x_adv = attack(classifier_objective(model, loss), x, threat, *given, seed=seed)
         assert x_adv.is_meta and x_adv.shape == x.shape
 
 
-@pytest.mark.parametrize("augment", [simclr_augmentation(), digit_augmentation(), Augment(jitter=None, rotate=5)], ids=str)
+@pytest.mark.parametrize(
+    "augment", [simclr_augmentation(), digit_augmentation(), Augment(jitter=None, rotate=5)], ids=str
+)
 def test_augmentations(augment: Augment) -> None:
     with HostWaits():
         x = augment(torch.empty(6, 3, 8, 8, device=META), torch.arange(6, device=META), 3)
@@ -194,7 +195,9 @@ def test_an_infinite_gradient_ends_a_training_with_its_name() -> None:
         def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Tensor) -> dict[str, Tensor]:
             self.calls += 1
             scale = torch.inf if self.calls == 4 else 1.0
-            x_adv = PGD(2)(lambda x_, y_: scale * cross_entropy(self.classifier(x_), y_), x, BALL, y, ids=ids, seed=seed)
+            x_adv = PGD(2)(
+                lambda x_, y_: scale * cross_entropy(self.classifier(x_), y_), x, BALL, y, ids=ids, seed=seed
+            )
             return {"adversarial": cross_entropy(self.classifier(x_adv), y).mean()}
 
     method = Explodes(nn.Flatten(), nn.Linear(64, 10))

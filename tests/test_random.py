@@ -180,7 +180,7 @@ def test_wrong_seeds(seed: Any, error: type[Exception], message: str) -> None:
             fold("a", seed)
 
 
-# --- quality: each test has a chance of 1 in 10,000 to fail for perfect numbers, and the seeds are fixed ---------------
+# --- quality: each test has a chance of 1 in 10,000 to fail for perfect numbers; the seeds are fixed ------------------
 
 
 def bits(seed: int, ids: torch.Tensor, words: int) -> np.ndarray:

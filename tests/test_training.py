@@ -31,7 +31,7 @@ from robrep.losses import cross_entropy
 from robrep.methods import TRADES, Supervised, VAEUrkle
 from robrep.progress import Progress
 from robrep.random import fold, permutation
-from robrep.training import History, fit, learning_rate, make_fabric
+from robrep.training import fit, learning_rate, make_fabric
 
 X = (255 * torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
 Y = (X[:, 0, :4].float().mean((1, 2)) > X[:, 0, 4:].float().mean((1, 2))).long()  # the brighter half
