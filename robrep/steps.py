@@ -98,7 +98,7 @@ class TrainingStep:
         self.rate.fill_(rate)
         if inputs is not None and self.inputs is None:
             self.inputs = inputs.to(self.device, copy=True)
-        elif inputs is not None:
+        elif inputs is not None and self.inputs is not None:
             self.inputs.copy_(inputs, non_blocking=True)
         if self.made == WARM_UP and not self.refused:
             self._capture()

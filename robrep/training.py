@@ -74,7 +74,7 @@ def learning_rate(step: int, steps: int, warmup: int, schedule: Schedule) -> flo
 def make_fabric(accelerator: str = "auto") -> Any:
     """A Lightning Fabric for one device, or for all processes if ``torchrun`` started several.
 
-    "auto" is the environment variable ``ROBREP_ACCELERATOR`` if it is set, else "cuda" where there is a GPU, else "cpu".
+    "auto" is what the environment variable ``ROBREP_ACCELERATOR`` says, else "cuda" where there is a GPU, else "cpu".
     """
     import logging
     import warnings

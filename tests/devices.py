@@ -90,7 +90,7 @@ METHODS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "cropd": (lambda: m.CRoPD(autoencoder(), Projector(autoencoder().dim, 8, 6), FGSM(), BALL), 1),
     "arae": (lambda: m.ARAE(autoencoder(), Projector(autoencoder().dim, 8, 6), PGD2, BALL), 1),
     "mixed_head": (lambda: m.MixedHead(nn.Sequential(small(False), MLPHead(4, 10)), PGD2, BALL), 1),
-    "masked_pretraining": (lambda: m.MaskedPretraining(new_vit_mae(8, 1, patch=2, width=12, depth=1, decoder_width=12)), 1),
+    "masked_pretraining": (lambda: m.MaskedPretraining(new_vit_mae(8, 1, patch=2, width=12, decoder_width=12)), 1),
     "adversarial_head": (lambda: AdversarialHead(small(), MLPHead(4, 10), PGD2, BALL), 1),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
 # A module may import those of earlier lines and of its own line.
 ORDER = [
-    {"checks", "randomness", "files", "progress"},
+    {"checks", "random", "files", "progress"},
     {"data", "augmentations"},
     {"gaussians"},
     {"losses", "contrastive"},
@@ -34,6 +34,7 @@ ORDER = [
     {"foundation"},
     {"regularizers"},
     {"methods"},
+    {"optimizers", "checkpoints", "steps"},
     {"training"},
     {"heads"},
     {"vulnerability"},
