@@ -16,15 +16,17 @@ import dataclasses
 import errno
 import hashlib
 import http.client
+import operator
 import os
 import tarfile
 import tempfile
+import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +40,12 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
+HASHED_BYTES = 2 << 30  # up to this size a folder is known by its contents, above it by its files' sizes
+T = TypeVar("T")
 IMAGENETTE_SIZE = 128  # pixels; the '160px' originals vary in shape, so they are resized and cropped once, when written
 
 _DIGITS = tuple("0123456789")
@@ -84,6 +92,22 @@ _ORIGINALS = {
     "stl10": _Original("STL10", _STL10, (3, 96, 96), 5_000, 8_000, 500),
     "imagenette": _Original("Imagenette", _IMAGENETTE, (3, IMAGENETTE_SIZE, IMAGENETTE_SIZE), 9_469, 3_925, 500),
 }
+# SHA-256 of the first n images or labels of an original, by n. MNIST's training images are compared with their values
+# of 1 read as 0, since a widespread copy has them so.
+_KNOWN = {
+    "mnist": {
+        "x_train": {60_000: "ee6f6a0d560ca423", 1_000: "1da75b6e139fa48b"},
+        "y_train": {60_000: "1feba77c54802fa5", 1_000: "b03ead2884240483"},
+        "x_test": {10_000: "6d87418db22cc802", 1_000: "f8f3c5a608a9f7d4"},
+        "y_test": {10_000: "ddeff807876a9661", 1_000: "d14ba0a1a3818ede"},
+    },
+    "cifar10": {
+        "x_train": {50_000: "9d5c2eddadb0deff", 1_000: "29afc5d98b6b245b"},
+        "y_train": {50_000: "2b7cd2f244873176", 1_000: "b8cafe516962919f"},
+        "x_test": {1_000: "f167149948fc8fe0"},
+        "y_test": {1_000: "636a087e604331a0"},
+    },
+}
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 NAMES = ("digits", "colour-digits", "colour-mnist", *_ORIGINALS)
 
@@ -129,12 +153,18 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """12 hex digits of a SHA-256 of all images and labels (of paths and file sizes, for images on disk)."""
+        """12 hex digits of a SHA-256 of all images and labels; images on disk give their own fingerprint.
+
+        Raises:
+            TypeError: the images are neither a tensor nor a container with a ``fingerprint``.
+        """
         h = hashlib.sha256()
         for key in (f"{kind}_{split}" for split in SPLITS for kind in "xy"):
             value = getattr(self, key)
+            if not isinstance(value, Tensor) and not hasattr(value, "fingerprint"):
+                raise TypeError(f"{key} is a {type(value).__name__}, expected a tensor or an object with a fingerprint")
             h.update(f"{key}{tuple(value.shape)}".encode())
-            h.update(value.identity() if isinstance(value, FolderImages) else value.contiguous().numpy())
+            h.update(value.contiguous().numpy().data if isinstance(value, Tensor) else str(value.fingerprint).encode())
         return h.hexdigest()[:12]
 
     def images(self, split: str, index: Tensor | slice = slice(None)) -> Tensor:
@@ -231,13 +261,16 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
     path = folder / f"{name}.npz"
     arrays = _read(path, original) if path.exists() else _download(name, original, folder, path)
     x, y, x_test, y_test = (arrays[key] for key in KEYS)
-    notes = [
-        f"first {have:,} of {known:,} {split} images"
-        for split, have, known in (("train", len(x), original.train), ("test", len(x_test), original.test))
-        if have < known
-    ]
+    changed, notes = _changed(name, arrays), []
+    for split, have, all_of_them in (("train", len(x), original.train), ("test", len(x_test), original.test)):
+        if have < all_of_them:
+            known = min(_KNOWN.get(name, {}).get(f"x_{split}", {}), default=all_of_them)
+            notes.append(f"{'first ' * (known <= have and not changed)}{have:,} of {all_of_them:,} {split} images")
     if name == "mnist" and len(x) == original.train and not (x == 1).any():  # the original has about 1 in 2,000
         notes.append("train pixels of value 1 read 0")
+    if changed:
+        notes = [f"{', '.join(changed)} not the original's", *notes]
+        warnings.warn(f"{path} is not the original {name}: {', '.join(changed)} differ from it", stacklevel=2)
     train, val = (_tensors(x[index], y[index]) for index in _split(len(x), original.val))
     return Dataset(name, original.classes, *train, *val, *_tensors(x_test, y_test), note="; ".join(notes))
 
@@ -278,7 +311,7 @@ def label_subset(
     Raises:
         ValueError: ``count`` out of range, labels out of range, or a class with too few examples, by name.
     """
-    names = list(range(positive_int("classes", classes))) if isinstance(classes, int) else list(classes)
+    names = list(classes if isinstance(classes, Sequence) else range(positive_int("classes", classes)))
     labels = check_labels(y, classes=len(names)).cpu().numpy()
     if positive_int("count", count) > len(labels):
         raise ValueError(f"count is {count}, but there are only {len(labels)} labels")
@@ -300,6 +333,10 @@ class FolderImages:
 
     Stands where a uint8 tensor would: it has ``shape``, ``dtype``, ``len`` and takes an integer, slice, list, or
     integer or boolean tensor as index. Files are decoded in threads; nothing is kept.
+
+    Grey images give three equal channels, and 16-bit ones are scaled to 8 bits. The orientation that a camera wrote
+    down (EXIF) is applied, a transparent image is composited on black, and CMYK is converted as Pillow does. Images
+    whose range of values is unknown (32-bit integers and floats) and animations are refused, by the file's name.
 
     Args:
         root: the folder.
@@ -327,35 +364,54 @@ class FolderImages:
         """
         chosen = self._all[index]
         out = torch.empty(chosen.numel(), *self.shape[1:], dtype=torch.uint8)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # image decoders release the interpreter lock
+        with _threads() as pool:
             for row, image in zip(out, pool.map(self._decode, chosen.flatten().tolist()), strict=True):
                 row.copy_(torch.from_numpy(image))
         return out.reshape(*chosen.shape, *self.shape[1:])
 
+    def check(self) -> None:
+        """Look at every file's header, so that a file which cannot be used is found before a training, not in it.
+
+        Raises:
+            OSError: a file is missing, is no image or is one that cannot be read, by name. A file that is cut short
+                after its header is found when it is decoded.
+        """
+        with _threads() as pool:
+            for _ in pool.map(lambda file: _opened(self.root / file, lambda image: None), self.files):
+                pass
+
     def _decode(self, i: int) -> np.ndarray:
-        from PIL import Image
+        return _opened(self.root / self.files[i], lambda image: _square(image, self.size, self.resize))
 
-        path = self.root / self.files[i]
-        try:
-            with Image.open(path) as image:
-                return _square(image, self.size, self.resize)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for files cut short or of other kinds
-            raise OSError(f"{path} cannot be read as an image: {error}") from error
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 of the crop and of all files' names and contents; caches are keyed on it.
 
-    def identity(self) -> bytes:
-        """Names and sizes of all files and the crop, for :attr:`Dataset.fingerprint`: the pixels are not read."""
-        lines = [f"{self.size} {self.resize}", *(f"{f}\0{(self.root / f).stat().st_size}" for f in self.files)]
-        return "\n".join(lines).encode()
+        Of more than ``HASHED_BYTES`` of files, the sizes stand for the contents.
+        """
+        paths = [self.root / file for file in self.files]
+        with _threads() as pool:
+            sizes = list(pool.map(lambda path: path.stat().st_size, paths))
+            content = map(str, sizes) if sum(sizes) > HASHED_BYTES else pool.map(_file_hash, paths)
+            lines = [f"{self.size} {self.resize}", *map("\0".join, zip(self.files, content, strict=True))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def image_folder(
-    root: str | os.PathLike[str], size: int = 224, *, resize: int | None = None, val: int = 10_000, test: str = "val"
+    root: str | os.PathLike[str],
+    size: int = 224,
+    *,
+    resize: int | None = None,
+    val: int = 10_000,
+    test: str = "val",
+    check: bool = True,
 ) -> Dataset:
     """A data set of image files, decoded when indexed: ImageNet at full scale.
 
-    Expects ``<root>/train/<class>/<image>`` and ``<root>/<test>/<class>/<image>``, read by torchvision's
-    ``ImageFolder``. Classes are the folders' names, sorted. The validation split is cut out of train, since papers
-    report on ImageNet's own ``val``. Index before asking for floats: ``d.images("train")`` decodes everything.
+    Expects ``<root>/train/<class>/<image>`` and ``<root>/<test>/<class>/<image>``. Classes are the folders' names,
+    sorted; files without the suffix of an image and hidden files and folders are ignored. :class:`FolderImages` says
+    how an image is read. The validation split is cut out of train, since papers report on ImageNet's own ``val``. Index
+    before asking for floats: ``d.images("train")`` decodes everything.
 
     Args:
         root: the folder.
@@ -363,36 +419,110 @@ def image_folder(
         resize: pixels of the shorter side before that, at least ``size``; default ``size`` (ImageNet usually 256).
         val: validation images, at most a sixth of the training images.
         test: name of the folder with the test images.
+        check: look at every file's header now (see :meth:`FolderImages.check`): for ImageNet, some minutes.
 
     Raises:
-        FileNotFoundError: a folder is missing, or has no classes or no images.
-        ValueError: the two folders hold different classes, or there are fewer than 6 training images.
+        FileNotFoundError: a folder is missing, or has no classes, or a class has no images.
+        ValueError: the two folders are one, or hold different classes, or one class only, or there are fewer than 6
+            training images.
+        OSError: a file that has the suffix of an image cannot be read as one, by name.
     """
-    from torchvision.datasets import ImageFolder
-
     positive_int("size", size), positive_int("val", val)
     if resize is not None and positive_int("resize", resize) < size:
         raise ValueError(f"resize is {resize}, expected at least size, {size}")
     root = Path(root).expanduser()
+    if test == "train":
+        raise ValueError("test is 'train', expected another folder, whose images are not trained on")
     for part in ("train", test):
         if not (root / part).is_dir():
             raise FileNotFoundError(f"{root} has no folder {part!r}, expected {part}/<class>/<image>")
-    train, held = ImageFolder(root / "train"), ImageFolder(root / test)
-    if train.classes != held.classes:
-        differ = sorted(set(train.classes) ^ set(held.classes))
+    train, held = _listed(root, "train"), _listed(root, test)
+    if differ := sorted(set(train) ^ set(held)):
         raise ValueError(f"{root}: folders 'train' and {test!r} hold different classes, among them {differ[0]!r}")
+    if len(train) == 1:
+        raise ValueError(
+            f"{root} has the class {next(iter(train))!r} only, expected at least two, since every classifier would be "
+            "right (data.FolderImages reads images without labels)"
+        )
 
-    def cut(folder: ImageFolder, index: Sequence[int]) -> tuple[FolderImages, Tensor]:
-        files = [Path(folder.samples[i][0]).relative_to(root).as_posix() for i in index]
-        return FolderImages(root, files, size, resize), torch.tensor([folder.targets[i] for i in index])
+    def cut(listed: Mapping[str, list[str]], index: np.ndarray | None = None) -> tuple[FolderImages, Tensor]:
+        files = [file for some in listed.values() for file in some]
+        y = torch.arange(len(listed)).repeat_interleave(torch.tensor([len(some) for some in listed.values()]))
+        chosen = range(len(files)) if index is None else index.tolist()
+        images = FolderImages(root, [files[i] for i in chosen], size, resize)
+        if check:
+            images.check()
+        return images, y[list(chosen)]
 
-    kept, chosen = _split(len(train), val)
-    parts = *cut(train, kept.tolist()), *cut(train, chosen.tolist()), *cut(held, range(len(held)))
-    return Dataset(root.name, tuple(train.classes), *parts)
+    kept, chosen = _split(sum(map(len, train.values())), val)
+    return Dataset(root.name, tuple(train), *cut(train, kept), *cut(train, chosen), *cut(held))
+
+
+def _listed(root: Path, part: str) -> dict[str, list[str]]:
+    """The image files of each class in ``root / part``, relative to ``root``, all sorted."""
+    found = {}
+    for folder in sorted(path for path in (root / part).iterdir() if path.is_dir() and path.name[0] != "."):
+        files = [Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names]
+        names = [file.relative_to(root) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        found[folder.name] = sorted(n.as_posix() for n in names if not any(p.startswith(".") for p in n.parts))
+        if not found[folder.name]:
+            raise FileNotFoundError(f"{folder} holds no image, expected files such as 1.png or 1.jpg in every class")
+    if not found:
+        raise FileNotFoundError(f"{root / part} has no folder of a class, expected {part}/<class>/<image>")
+    return found
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # image decoders release the interpreter lock
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path, use: Callable[[Image], T]) -> T:
+    """What ``use`` makes of the image in ``path``; whatever Pillow finds wrong with it becomes one OSError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if problem := _unreadable(image):
+                raise ValueError(problem)
+            return use(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise a dozen types
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _unreadable(image: Image) -> str:
+    """What keeps an opened image from being used, in words; "" if nothing does."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # what cameras write: a photograph, then its smaller copies
+        return f"it has {frames} frames, expected one image"
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floating-point values" if image.mode == "F" else "32-bit integers"
+        return f"it holds {kind}, whose range is unknown; save it with 8 or 16 bits a channel"
+    return ""
+
+
+def _rgb(image: Image) -> Image:
+    """An image of any mode that :func:`_unreadable` lets through as 8-bit RGB, turned as its camera was held."""
+    from PIL import Image as PIL
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, under one of several names; 65535 = 255 * 257
+        return PIL.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = PIL.alpha_composite(PIL.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _random(*key: int) -> np.random.RandomState:
     # numpy promises never to change this stream, so that a split is the same with every version of every package
+    key = tuple(map(operator.index, key))  # a numpy integer of 32 bits cannot be shifted by as many
     if min(key) < 0:
         raise ValueError(f"seed is {min(key)}, expected at least 0")
     return np.random.RandomState([part >> shift & 0xFFFFFFFF for part in key for shift in (0, 32)])
@@ -449,12 +579,25 @@ def _square(image: Image, size: int, resize: int) -> np.ndarray:
     """Shorter side to ``resize`` pixels (bilinear, antialiased), centre crop: uint8, 3 x size x size, RGB."""
     from PIL.Image import Resampling
 
-    image = image.convert("RGB")
+    image = _rgb(image)
     scale = resize / min(image.size)
     width, height = (max(resize, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
     image = image.resize((width, height), Resampling.BILINEAR).crop((left, top, left + size, top + size))
     return np.array(image).transpose(2, 0, 1)
+
+
+def _changed(name: str, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Which arrays do not begin as those of the original do, as far as it is known here."""
+    changed = []
+    for key, known in _KNOWN.get(name, {}).items():
+        for n in (n for n in known if n <= len(arrays[key])):
+            part = arrays[key][:n]
+            part = np.where(part == 1, np.uint8(0), part) if (name, key) == ("mnist", "x_train") else part
+            if hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()[:16] != known[n]:
+                changed.append(key)
+            break  # the longest beginning says all
+    return changed
 
 
 def _read(path: Path, original: _Original) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import urllib.error
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,7 +305,7 @@ def test_a_file_is_used_where_there_is_one(name, tmp_path, monkeypatch):
     assert d.name == name and d.shape == stored["x_train"].shape[1:]
     assert (len(d.y_train), len(d.y_val), len(d.y_test)) == (25, 5, 7)
     known = data._ORIGINALS[name]
-    assert d.note == f"first 30 of {known.train:,} train images; first 7 of {known.test:,} test images"
+    assert d.note == f"30 of {known.train:,} train images; 7 of {known.test:,} test images", "which ones is not known"
     train, val = data._split(30, 500)
     assert torch.equal(d.x_train, torch.from_numpy(stored["x_train"][train]))
     assert torch.equal(d.x_val, torch.from_numpy(stored["x_train"][val]))
@@ -640,10 +642,240 @@ def test_image_folder_refuses(folder):
 
 
 def test_a_folder_too_small_for_a_validation_split_is_refused(tmp_path):
-    paint(tmp_path, "train", "cat", 5)
-    paint(tmp_path, "val", "cat", 1)
+    for name, count in (("cat", 3), ("dog", 2)):
+        paint(tmp_path, "train", name, count)
+        paint(tmp_path, "val", name, 1)
     with pytest.raises(ValueError, match="there are 5 training images, expected at least 6"):
         image_folder(tmp_path, 8)
+
+
+# ---- files that people have
+
+RAMP = np.linspace(0, 1, 32)[None].repeat(32, 0)  # dark on the left, bright on the right
+
+
+def transparent() -> np.ndarray:
+    """Noise hidden under full transparency, around an opaque red square."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    pixels[8:24, 8:24] = (200, 30, 30, 255)
+    return pixels
+
+
+def seen_through_alpha() -> np.ndarray:
+    out = np.zeros((32, 32, 3), np.uint8)
+    out[8:24, 8:24] = (200, 30, 30)
+    return out
+
+
+def palette(alpha: bool = False) -> Image.Image:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([255, 255, 255, 10, 20, 30])
+    image.paste(0, (0, 0, 16, 32))
+    if alpha:
+        image.info["transparency"] = 0
+    return image
+
+
+def turned(orientation: int = 6) -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+BIG_ENDIAN = (RAMP * 65535).astype(">u2").tobytes()
+GREY8 = np.rint(RAMP * 255)
+GREY = np.stack([GREY8] * 3, -1)
+LEFT = np.zeros((32, 32, 3)) + np.array([10, 20, 30])
+LEFT[:, :16] = 255
+RIGHT = {  # name of the file -> how it is written, and what it should be read as
+    "grey.png": (lambda p: Image.fromarray(GREY8.astype(np.uint8)).save(p), GREY),
+    "grey16.png": (lambda p: Image.fromarray((RAMP * 65535).astype(np.uint16)).save(p), GREY),
+    "grey16.tif": (lambda p: Image.fromarray((RAMP * 65535).astype(np.uint16)).save(p), GREY),
+    "big_endian.tif": (lambda p: Image.frombytes("I;16B", (32, 32), BIG_ENDIAN).save(p), GREY),
+    "grey16.pgm": (lambda p: p.write_bytes(b"P5 32 32 65535\n" + BIG_ENDIAN), GREY),
+    "black_and_white.png": (lambda p: Image.fromarray(RAMP > 0.5).save(p), np.stack([255 * (RAMP > 0.5)] * 3, -1)),
+    "rgba.png": (lambda p: Image.fromarray(transparent()).save(p), seen_through_alpha()),
+    "rgba.webp": (lambda p: Image.fromarray(transparent()).save(p, lossless=True, exact=True), seen_through_alpha()),
+    "grey_alpha.png": (
+        lambda p: Image.fromarray(transparent()).convert("LA").save(p),
+        np.array(Image.fromarray(seen_through_alpha()).convert("L").convert("RGB")),
+    ),
+    "palette.png": (lambda p: palette().save(p), LEFT),
+    "still.gif": (lambda p: palette().save(p), LEFT),
+    "palette_alpha.png": (lambda p: palette(alpha=True).save(p, transparency=0), np.where(LEFT == 255, 0, LEFT)),
+    "colour_key.png": (
+        lambda p: Image.fromarray(LEFT.astype(np.uint8)).save(p, transparency=(255, 255, 255)),
+        np.where(LEFT == 255, 0, LEFT),
+    ),
+    "turned.png": (lambda p: Image.fromarray(GREY.astype(np.uint8)).save(p, **turned()), GREY.transpose(1, 0, 2)),
+    "mirrored.tif": (lambda p: Image.fromarray(GREY.astype(np.uint8)).save(p, **turned(2)), GREY[:, ::-1]),
+    "turned16.tif": (
+        lambda p: Image.fromarray((RAMP * 65535).astype(np.uint16)).save(p, **turned()),
+        GREY.transpose(1, 0, 2),
+    ),
+    "cmyk.tif": (lambda p: Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(p), np.zeros((32, 32, 3)) + (255, 0, 0)),
+    "wrong_suffix.jpeg": (lambda p: Image.fromarray(GREY.astype(np.uint8)).save(p, format="PNG"), GREY),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_file_is_read_as_it_looks(name, folder):
+    write, pixels = RIGHT[name]
+    write(folder / "val" / "cat" / name)
+    images = image_folder(folder, 32).x_test
+    got = images[images.files.index(f"val/cat/{name}")].numpy().transpose(1, 2, 0).astype(int)
+    assert np.abs(got - pixels).max() <= 1  # 16 bits are rounded to 8
+
+
+def frames(path: Path, **more: object) -> None:
+    first, second = Image.new("L", (32, 32), 0), Image.new("L", (32, 32), 255)
+    first.save(path, save_all=True, append_images=[second], **more)
+
+
+WRONG = {
+    "floats.tif": (lambda p: Image.fromarray(RAMP.astype(np.float32)).save(p), "floating-point values, whose range"),
+    "integers.tif": (lambda p: Image.fromarray((RAMP * 1e6).astype(np.int32)).save(p), "32-bit integers, whose range"),
+    "moving.gif": (frames, "it has 2 frames, expected one image"),
+    "moving.png": (frames, "it has 2 frames"),
+    "pages.tiff": (frames, "it has 2 frames"),
+    "empty.png": (lambda p: p.write_bytes(b""), "cannot identify image file"),
+    "text.jpg": (lambda p: p.write_text("no image", encoding="utf-8"), "cannot identify image file"),
+    "phone.heic": (lambda p: p.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50)), "cannot identify image file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_cannot_be_read_is_refused_by_name_before_anything_is_decoded(name, folder, monkeypatch):
+    write, words = WRONG[name]
+    write(folder / "train" / "dog" / name)
+    monkeypatch.setattr(FolderImages, "_decode", lambda self, i: pytest.fail("decoded"))
+    with pytest.raises(OSError, match=f"{name} cannot be read as an image: .*{words}"):
+        image_folder(folder, 8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".gif", ".bmp"])
+def test_a_file_cut_short_is_refused_by_name(suffix, folder):
+    path = folder / "val" / "cat" / f"cut{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(OSError, match=f"cut{suffix} cannot be read as an image"):
+        image_folder(folder, 8).images("test")
+
+
+def test_hidden_files_are_ignored_and_classes_without_images_refused(folder):
+    before = image_folder(folder, 8).fingerprint
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+    (folder / "train" / "cat" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(b"")
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "cat" / "notes.txt").write_text("no image", encoding="utf-8")
+    assert image_folder(folder, 8).fingerprint == before
+    for part in ("train", "val"):
+        (folder / part / "owl").mkdir()
+    with pytest.raises(FileNotFoundError, match="owl holds no image"):
+        image_folder(folder, 8)
+
+
+def test_one_class_and_one_folder_for_both_parts_are_refused(tmp_path, folder):
+    with pytest.raises(ValueError, match="test is 'train', expected another folder"):
+        image_folder(folder, 8, test="train")
+    paint(tmp_path / "one", "train", "cat", 7)
+    paint(tmp_path / "one", "val", "cat", 2)
+    with pytest.raises(ValueError, match="has the class 'cat' only, expected at least two"):
+        image_folder(tmp_path / "one", 8)
+
+
+def test_the_fingerprint_of_images_on_disk_sees_their_contents(folder, monkeypatch):
+    x = image_folder(folder, 8).x_train
+    first, path = x.fingerprint, folder / x.files[0]
+    assert len(first) == 16 and first == x.fingerprint
+    path.write_bytes(path.read_bytes()[:-1] + b"?")  # as long as before, and as old
+    assert x.fingerprint != first
+    monkeypatch.setattr(data, "HASHED_BYTES", 100)
+    by_size = x.fingerprint
+    path.write_bytes(path.read_bytes() + b"?")
+    assert len({first, by_size, x.fingerprint}) == 3
+    unknown = dataclasses.replace(load("digits"), x_train=[1, 2])
+    with pytest.raises(TypeError, match="x_train is a list, expected a tensor or an object with a fingerprint"):
+        unknown.fingerprint  # noqa: B018
+
+
+def test_folders_are_checkpointed_cached_and_audited(folder, tmp_path):
+    from robrep.attacks import Linf
+    from robrep.audit import audit
+    from robrep.methods import Supervised
+    from robrep.training import fit
+
+    d = image_folder(folder, 8)
+
+    def trained(**where):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        history = fit(Supervised(net, torch.nn.Identity()), d.x_train, d.y_train, epochs=2, batch_size=4, **where)
+        return net, [row["loss"] for row in history]
+
+    net, losses = trained()
+    for where in ({"checkpoint": tmp_path / "a.pt"}, {"cache": tmp_path / "cache"}):
+        assert trained(**where)[1] == losses == trained(**where)[1]
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 1
+    y = net.eval()(as_float(d.x_test[:])).argmax(1)  # whatever it says is right
+    assert str(audit(net, d.x_test, y, Linf(0.1))) == str(audit(net, as_float(d.x_test[:]), y, Linf(0.1)))
+
+
+def changed_mnist(change) -> dict[str, np.ndarray]:
+    with np.load(real_file("mnist")) as stored:
+        arrays = {key: stored[key] for key in data.KEYS}
+    change(arrays)
+    return arrays
+
+
+def permute(arrays):
+    arrays["y_train"] = np.random.default_rng(0).permutation(arrays["y_train"])
+
+
+def train_as_test(arrays):
+    arrays["x_test"], arrays["y_test"] = arrays["x_train"][:10_000], arrays["y_train"][:10_000]
+
+
+def shorten(arrays):
+    arrays["x_test"], arrays["y_test"] = arrays["x_test"][:2_000], arrays["y_test"][:2_000]
+
+
+def shorten_at_random(arrays):
+    chosen = np.random.default_rng(0).permutation(10_000)[:2_000]
+    arrays["x_test"], arrays["y_test"] = arrays["x_test"][chosen], arrays["y_test"][chosen]
+
+
+@pytest.mark.parametrize(
+    ("change", "differ", "note"),
+    [
+        (permute, "y_train", "y_train not the original's"),
+        (train_as_test, "x_test, y_test", "x_test, y_test not the original's"),
+        (shorten, None, "first 2,000 of 10,000 test images"),
+        (shorten_at_random, "x_test, y_test", "x_test, y_test not the original's; 2,000 of 10,000 test images"),
+    ],
+)
+def test_a_changed_original_is_used_with_a_warning_that_a_record_carries(change, differ, note, tmp_path):
+    from robrep import results
+
+    np.savez(tmp_path / "mnist.npz", **changed_mnist(change))
+    for name in ("mnist", "colour-mnist"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            d = load(name, tmp_path)
+        said = [str(w.message) for w in caught if "not the original" in str(w.message)]
+        assert len(said) == (differ is not None) and all(f"{differ} differ from it" in text for text in said)
+        without = d.note.replace("; train pixels of value 1 read 0", "").replace("train pixels of value 1 read 0; ", "")
+        assert without == note and results.data_facts(d)["note"] == d.note
+
+
+def test_numpy_integers_are_integers(folder):
+    d = load("digits")
+    for seed in (np.int64(3), np.int32(3), np.uint8(3)):
+        assert torch.equal(d.subset("test", 40, seed=seed), d.subset("test", 40, seed=3))
+    x = image_folder(folder, 8).x_test
+    assert torch.equal(x[np.int64(1)], x[1]) and torch.equal(x[np.array([0, 2])], x[[0, 2]])
 
 
 # ---- costs and real files

@@ -10,6 +10,7 @@ from robrep.audit import attacking, local
 from robrep.audit.report import Audit, Finding
 from robrep.audit.subject import Subject, of, untouched
 from robrep.checks import check_images, check_labels
+from robrep.data import FolderImages, as_float
 from robrep.evaluation import Rate
 from robrep.heads import device_of
 from robrep.objectives import draws_noise
@@ -23,7 +24,7 @@ BY_GRADIENT = ("zero-gradient", "step", "slope", "landscape", "steps", "loss", "
 
 def audit(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | FolderImages,
     y: Tensor,
     threat: Linf | L2,
     *,
@@ -39,7 +40,7 @@ def audit(
     Args:
         model: images to logits (N, C); one that samples takes ``ids`` and ``seed``, as a ``Classifier`` does.
         x: images in [0, 1], N x C x H x W; 100 are enough for the limits, and cost seconds where a pass is cheap (the
-            audit makes about 800 passes, the half of them with a gradient).
+            audit makes about 800 passes, the half of them with a gradient). Images of a folder are decoded once.
         y: class indices (N,).
         threat: the ball in which robustness is claimed, of a radius above 0.
         attack: the attack whose number is doubted, run on the cross-entropy; None for ``PGD(20)``.
@@ -58,6 +59,8 @@ def audit(
     eps = torch.as_tensor(threat.eps, dtype=torch.float64)
     if not bool((eps > 0).all()):
         raise ValueError(f"threat is the {threat}, expected a radius above 0")
+    if isinstance(x, FolderImages):
+        x = as_float(x[:])
     check_labels(y, len(check_images(x)))
     attack = PGD(20) if attack is None else attack
     s = Subject(model, x.detach().to(device_of(model)), y.to(device_of(model)), threat, seed)
