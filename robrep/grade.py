@@ -27,6 +27,7 @@ from typing import Any
 
 from robrep.exercises import EXERCISES
 from robrep.files import write_csv
+from robrep.progress import printable
 from robrep.site.run import ChapterError, batch_environment, parameters, read_notebook, strip_ansi
 
 CELL_SECONDS = 120  # of a cell that holds a check
@@ -133,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{notebook}: {sum(g.state == 'passed' for g in grades)} of {len(grades)} passed")
         width = max(len(g.exercise) for g in grades)
         for g in grades:
-            print(f"  {g.state:<8}{g.exercise:<{width}}  {'' if g.state == 'passed' else g.message}".rstrip())
+            message = "" if g.state == "passed" else g.message
+            print(printable(f"  {g.state:<8}{g.exercise:<{width}}  {message}".rstrip()))
         rows += [(str(notebook), g.exercise, g.state, g.message) for g in grades]
     if options.csv:
         write_csv(options.csv, ("notebook", "exercise", "state", "message"), rows)

@@ -1,22 +1,70 @@
-"""Progress that reads well in a terminal, in a notebook and in a log."""
+"""What is shown while and after something runs: who looks on, what a console can show, and progress."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+import unicodedata
 from types import TracebackType
 from typing import Literal
 
+# Words in the command line of the process that started a kernel
+BATCH = ("papermill", "nbmake", "pytest", "nbconvert", "jupyter-execute", "sphinx", "jcache", "robrep.site", "robrep.grade")
+SERVERS = ("jupyter-lab", "jupyterlab", "jupyter-notebook", "notebook", "jupyter-server", "jupyter_server", "jupyterhub")
+# Environment variables of a kernel that JupyterLab 4, Notebook 7 and JupyterHub, or VS Code started
+SESSIONS = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")
+_PLAIN = {"✓": "+", "✗": "x", "–": "-", "−": "-", "±": "+-", "×": "x", "ε": "eps", "→": "->", "≤": "<=", "≥": ">="}
+
+
+def started_by() -> str:
+    """Command line of the process that started this kernel; empty where the system does not tell."""
+    try:
+        import psutil  # ipykernel brings it
+
+        parent = os.environ.get("JPY_PARENT_PID") if os.name != "nt" else None  # on Windows it is no process number
+        return " ".join(psutil.Process(int(parent or os.getppid())).cmdline())
+    except (ImportError, ValueError, OSError, psutil.Error):  # a process of another user, or one that has ended
+        return ""
+
+
+def watched() -> bool:
+    """Whether this code runs in a notebook that somebody has open: Jupyter's, VS Code's or Colab's, and no batch run.
+
+    Batch runs (papermill, nbmake, nbconvert) are known by the process that started the kernel, or by ``ROBREP_BATCH``
+    in the environment.
+    """
+    if os.environ.get("ROBREP_BATCH") or not {"ipykernel", "google.colab"} & set(sys.modules):
+        return False
+    started = started_by()
+    if any(word in started for word in BATCH):
+        return False
+    open_in_code = hasattr(sys.modules.get("__main__"), "__vsc_ipynb_file__")  # where VS Code's kernel is remote
+    signs = any(name in os.environ for name in SESSIONS) or any(word in started for word in SERVERS)
+    return signs or open_in_code or "google.colab" in sys.modules
+
 
 def front_end() -> Literal["terminal", "notebook", "batch"]:
-    """Where output goes: a terminal, a notebook that somebody has open, or a log (papermill, nbmake, CI).
+    """Where output goes: a terminal, a notebook that somebody has open, or a log (papermill, nbmake, CI)."""
+    return "notebook" if watched() else "terminal" if sys.stderr.isatty() else "batch"
 
-    A notebook counts as open when Jupyter names its session (JPY_SESSION_NAME) or in Colab.
-    """
-    if "google.colab" in sys.modules or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ):
-        return "notebook"
-    return "terminal" if sys.stderr.isatty() else "batch"
+
+def printable(text: str) -> str:
+    """``text`` as standard output can show it: signs that its encoding lacks become plain ones, "✓" a "+" in ASCII."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        return "".join(_shown(sign, encoding) for sign in text)
+
+
+def _shown(sign: str, encoding: str) -> str:
+    for candidate in (sign, _PLAIN.get(sign, ""), unicodedata.normalize("NFKD", sign)):
+        kept = candidate.encode(encoding, "ignore").decode(encoding)
+        if kept:
+            return kept
+    return "?"
 
 
 class Progress:

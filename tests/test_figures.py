@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from robrep import figures
+from robrep import figures, progress
 from robrep.evaluation import Rate
 from robrep.gaussians import Gaussian
 
@@ -295,23 +296,64 @@ def test_no_widget_is_made_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch)
     calls: list = []
     assert not figures.live()
     assert figures.control(calls.append, radius=[0.1, 0.2]) is None and not calls
-    # a kernel that a Jupyter front end started is live; one that papermill started, or marked as a batch run, is not
+    # a kernel that a front end started is live; one that papermill started, or marked as a batch run, is not
     from IPython.core.interactiveshell import InteractiveShell
 
-    kernel = sys.modules["robrep.figures.kernel"]
     shell = InteractiveShell()
     shell.kernel = object()  # type: ignore[attr-defined]
     monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
-    monkeypatch.setattr(kernel, "_started_by", lambda: "jupyter-lab")
-    assert not figures.live()
-    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    for module in ("google.colab", "ipykernel"):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(sys.modules, module)
+    for name in (*progress.SESSIONS, "ROBREP_BATCH"):
+        monkeypatch.delenv(name, raising=False)
+    front_ends = {
+        "JupyterLab 4 and Notebook 7": ("JPY_SESSION_NAME", "chapter.ipynb", ""),
+        "VS Code": ("VSCODE_PID", "1", ""),
+        "JupyterLab 3": (None, None, "python3.11 /venv/bin/jupyter-lab --port 8888"),
+        "Notebook 6": (None, None, "/usr/bin/python3 /usr/bin/jupyter-notebook"),
+        "JupyterHub": (None, None, "python -m jupyterhub.singleuser"),
+    }
+    for name, value, started in front_ends.values():
+        with monkeypatch.context() as patch:
+            patch.setattr(progress, "started_by", lambda started=started: started)
+            if name:
+                patch.setenv(name, value)
+            assert not figures.live(), "no kernel at all"
+            patch.setitem(sys.modules, "ipykernel", sys)
+            assert figures.live() and progress.front_end() == "notebook"
+            patch.setenv("ROBREP_BATCH", "1")
+            assert not figures.live()
+            patch.delenv("ROBREP_BATCH")
+            for batch in ("python -m papermill a b", "python /bin/jupyter-nbconvert --execute", "python -m pytest"):
+                patch.setattr(progress, "started_by", lambda batch=batch: batch)
+                assert not figures.live()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(progress, "started_by", lambda: "")
+    assert not figures.live(), "nothing is known"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__vsc_ipynb_file__", "/x.ipynb", raising=False)
+        assert figures.live(), "VS Code with a kernel elsewhere"
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
     assert figures.live()
-    monkeypatch.setattr(kernel, "_started_by", lambda: "python -m papermill a b")
-    assert not figures.live()
-    monkeypatch.setattr(kernel, "_started_by", lambda: "")
-    monkeypatch.setenv("ROBREP_BATCH", "1")
-    assert not figures.live()
+
+
+@pytest.mark.slow
+def test_sliders_appear_in_a_kernel_that_vs_code_started() -> None:
+    code = """
+import os, sys
+from jupyter_client.manager import start_new_kernel
+kept = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST" and not k.startswith(("JPY_", "VSCODE_"))}
+for more in ({}, {"VSCODE_PID": "1"}, {"JPY_SESSION_NAME": "x"}):
+    manager, client = start_new_kernel(env=kept | more)
+    line = "from robrep import figures; print(type(figures.control(lambda a: a, a=[1, 2])).__name__)"
+    client.execute_interactive(line, output_hook=lambda m: print(m["content"].get("text", ""), end=""))
+    client.stop_channels(); manager.shutdown_kernel(now=True)
+"""
+    environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["NoneType", "VBox", "VBox"], done.stderr
 
 
 def test_control_calls_with_the_first_and_with_the_chosen_values(monkeypatch: pytest.MonkeyPatch) -> None:

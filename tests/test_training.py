@@ -784,7 +784,9 @@ def test_progress_in_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("google.colab", "ipykernel"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    for name in (*progress.SESSIONS, "ROBREP_BATCH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "started_by", lambda: "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     assert progress.front_end() == "batch"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

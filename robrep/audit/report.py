@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robrep.checks import one_of
 from robrep.evaluation import Rate, wilson
+from robrep.progress import printable
 
 Verdict = Literal["fine", "suspicious", "broken"]
 SIGNS: dict[Verdict, str] = {"broken": "✗", "suspicious": "?", "fine": "✓"}  # the worst first
@@ -82,7 +83,7 @@ class Finding:
 
     def __str__(self) -> str:
         advice = f" Next: {self.advice}" if self.advice else ""
-        return f"{SIGNS[self.verdict]} {self.verdict:10} {self.question} {self.text}{advice}"
+        return printable(f"{SIGNS[self.verdict]} {self.verdict:10} {self.question} {self.text}{advice}")
 
 
 class Landscape(NamedTuple):
@@ -152,7 +153,7 @@ class Audit:
 
     def __str__(self) -> str:
         left = [f"– left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
-        return "\n".join([*self._summary(), *map(str, self._sorted()), *left])
+        return printable("\n".join([*self._summary(), *map(str, self._sorted()), *left]))
 
     def _sorted(self) -> list[Finding]:
         return sorted(self.findings, key=lambda f: list(SIGNS).index(f.verdict))

@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from robrep.checks import one_of
 from robrep.gaussians import Gaussian
+from robrep.progress import printable
 
 
 class Wrong(Exception):
@@ -105,6 +106,7 @@ def check(name: str, answer: Any, *, strict: bool = False) -> Verdict:
         answered, message = False, f"… {name}: not answered yet. Hint: {task.hints[0]}"
     except Wrong as wrong:
         message = f"✗ {name}: not yet. {wrong.seen} Hint: {wrong.hint}"
+    message = printable(message)
     print(message)
     if strict and not passed:
         raise AssertionError(message)
@@ -120,7 +122,7 @@ def hint(name: str, number: int = 1) -> None:
     hints = EXERCISES[one_of("exercise", name, EXERCISES)].hints
     if not 1 <= number <= len(hints):
         raise ValueError(f"number is {number}, but {name} has hints 1 to {len(hints)}")
-    print(f"Hint {number} of {len(hints)}: {hints[number - 1]}")
+    print(printable(f"Hint {number} of {len(hints)}: {hints[number - 1]}"))
 
 
 # --- tools for checks -------------------------------------------------------------------------------------------------

@@ -5,34 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-
-def _started_by() -> str:
-    """Command line of the process that started this kernel; empty where the system does not tell."""
-    try:
-        return Path("/proc", os.environ.get("JPY_PARENT_PID") or str(os.getppid()), "cmdline").read_text(
-            "utf8", "replace"
-        )
-    except OSError:  # no Linux, or a process of another user
-        return ""
+from robrep.progress import watched
 
 
 def live() -> bool:
-    """Whether this code runs in a notebook that somebody sees: JupyterLab, Jupyter Notebook or Colab, and no batch run.
+    """Whether this code runs in a notebook that somebody sees, in Jupyter, VS Code or Colab, and in no batch run.
 
-    Papermill, nbmake and nbconvert run notebooks without a front end; a widget made there can hang the run. They are
-    known by the process that started the kernel (where the system tells it) or by ``ROBREP_BATCH`` in the environment.
+    Papermill, nbmake and nbconvert run notebooks without a front end; a widget made there can hang the run.
     """
-    if os.environ.get("ROBREP_BATCH") or "PYTEST_CURRENT_TEST" in os.environ:
-        return False
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None or not hasattr(shell, "kernel"):
-        return False
-    if any(tool in _started_by() for tool in ("papermill", "nbmake", "pytest", "nbconvert", "robrep.site")):
-        return False
-    return "JPY_SESSION_NAME" in os.environ or "google.colab" in sys.modules
+    return hasattr(shell, "kernel") and "PYTEST_CURRENT_TEST" not in os.environ and watched()
 
 
 def control(fn: Callable[..., Any], /, **sliders: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robrep.checks import one_of
+from robrep.progress import printable
 from robrep.results.origin import recorded_folder
 from robrep.results.records import Run, runs
 from robrep.results.schema import MATCH, PAPER, THREAT, VALUE, check_fields, check_schema_number, read_json
@@ -37,9 +38,14 @@ class PublishedValue:
     note: str
     match: dict[str, str] | None = None
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The number as the paper prints it."""
         spread = "" if self.spread is None else f" ± {self.spread:.{self.decimals}f}"
         return f"{self.value:.{self.decimals}f}{spread}"
+
+    def __str__(self) -> str:
+        return printable(self.text)
 
 
 def papers() -> list[str]:
@@ -230,7 +236,7 @@ def paper_against_ours(paper: str, table: str | None = None, *, folder: str | os
     several = len({v.table for v in values}) > 1
     rows = []
     for v, answer in zip(values, answers(values, folder=folder), strict=True):
-        cells = [v.row, v.column, str(v), *_answer(v, answer), status(answer)]
+        cells = [v.row, v.column, v.text, *_answer(v, answer), status(answer)]
         rows.append([v.table, *cells] if several else cells)
     columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status"]
     return Table(
@@ -266,7 +272,7 @@ def _fold(table: str, pairs: Sequence[tuple[PublishedValue, Ours | None]]) -> Fo
     for v, answer in pairs:
         line = command(v, answer.runs[0].scale if answer else "full")
         letter = letters.setdefault(line, _letter(len(letters))) if line else "–"
-        rows.append([v.row, v.column, str(v), *_answer(v, answer), _judged(v, answer), letter])
+        rows.append([v.row, v.column, v.text, *_answer(v, answer), _judged(v, answer), letter])
     name = "The running text" if table == "text" else f"Table {table}"
     about = f"{name} of {published_title(values[0].paper)}"
     columns = ["Method", "Number", "Paper (%)", "Ours (%)", "Gap", "Status", "Command"]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from robrep.checks import one_of
+from robrep.progress import printable
 from robrep.results.schema import METRIC, check_fields
 
 
@@ -169,10 +170,9 @@ class Table:
         )
 
     def __repr__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
-        return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in [self.columns, *self.rows]
-        )
+        lines = [[printable(cell) for cell in row] for row in [self.columns, *self.rows]]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -207,14 +207,17 @@ class Fold:
         return "\n".join([summary, *parts, "</details>"])
 
     def __repr__(self) -> str:
-        return "\n\n".join([self.summary, *(p if isinstance(p, str) else repr(p) for p in self.parts)])
+        return printable("\n\n".join([self.summary, *(p if isinstance(p, str) else repr(p) for p in self.parts)]))
 
 
 class Prose(str):
     """Text that a notebook shows as Markdown."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
     def _repr_markdown_(self) -> str:
-        return str(self)
+        return super().__str__()
 
 
 def say(template: str, *numbers: Any, **named: Any) -> Prose:

@@ -79,7 +79,7 @@ def pages(root: Path) -> list[Path]:
             for key in ("parts", "chapters", "sections"):
                 walk(entry.get(key))
 
-    walk(yaml.safe_load((root / "_toc.yml").read_text()))
+    walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8")))
     return found
 
 
@@ -153,8 +153,8 @@ def sphinx(source: Path, output: Path) -> None:
     """
     jb = Path(sys.executable).parent / "jb"
     command = [str(jb), "build", str(source), "--path-output", str(output), "--all", "-W", "--keep-going", "-q"]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     if done.returncode:
         text = strip_ansi(done.stdout + done.stderr)
         text = text.replace(f"{source.resolve()}/", "").replace(f"{source}/", "")
@@ -177,10 +177,10 @@ def finish(html: Path, root: Path, solutions: bool = True) -> None:
         for path in html.rglob(pattern):
             path.unlink()
     for path in html.rglob("*.html"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for written, replacement in REWRITTEN_HTML:
             text = written.sub(replacement, text)
-        path.write_text(bound_percents(text))
+        path.write_text(bound_percents(text), encoding="utf-8")
     for path in (html / "_sources").rglob("*.ipynb"):
         copy_page(root / path.relative_to(html / "_sources"), path, solutions)
 
@@ -211,7 +211,7 @@ def build_site(root: Path, build: Path, solutions: bool = True) -> bool:
     """
     html, note = build / "html", build / "html.key"
     key = site_key(root, build, solutions)
-    if note.is_file() and note.read_text() == key and (html / "index.html").is_file():
+    if note.is_file() and note.read_text(encoding="utf-8") == key and (html / "index.html").is_file():
         return False
     build.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build, prefix="site-") as folder:
@@ -224,5 +224,5 @@ def build_site(root: Path, build: Path, solutions: bool = True) -> bool:
         note.unlink(missing_ok=True)
         shutil.rmtree(html, ignore_errors=True)
         made.rename(html)
-    note.write_text(key)
+    note.write_text(key, encoding="utf-8")
     return True

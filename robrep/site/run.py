@@ -302,7 +302,7 @@ def run_chapter(source: Path, build: Path, given: Mapping[str, str] | None = Non
     scale = str(values.get("SCALE", known.get("SCALE", "")))
     run = Run(source.stem, key, scale, cells, round(time.perf_counter() - start, 1))
     with atomic_write(note) as temporary:
-        temporary.write_text(json.dumps(asdict(run), indent=1) + "\n")
+        temporary.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
     return run, True
 
 
@@ -310,7 +310,7 @@ def last_run(chapter: str, build: Path) -> Run | None:
     """The run at hand, or None when there is none (or it is not whole)."""
     note = build / "runs" / f"{chapter}.json"
     try:
-        run = Run(**json.loads(note.read_text()))
+        run = Run(**json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return run if (build / "runs" / f"{chapter}.ipynb").is_file() else None
