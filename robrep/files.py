@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -56,6 +57,43 @@ def user_cache() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "robrep"
+
+
+def user_results() -> Path:
+    """This user's folder of recorded runs where there is no checkout, beside other programs' data."""
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+    return base / "robrep" / "results"
+
+
+def why_not_writable(folder: Path) -> str:
+    """What keeps a file from being written in ``folder``, which is made if missing; "" if nothing does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def set_aside(path: Path, why: object) -> Path:
+    """Rename a damaged file of a cache to ``<name>.damaged`` and warn, so that what it held is computed anew.
+
+    Args:
+        path: the file.
+        why: what is wrong with it, for the warning.
+
+    Returns:
+        Its new path; one that was set aside before is replaced.
+    """
+    aside = path.with_name(path.name + ".damaged")
+    os.replace(path, aside)
+    warnings.warn(f"{path} is damaged ({why}); it is set aside as {aside.name} and computed anew", stacklevel=3)
+    return aside
 
 
 def cache_root() -> Path:

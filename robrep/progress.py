@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import Literal
 
 # Words in the command line of the process that started a kernel
-BATCH = ("papermill", "nbmake", "pytest", "nbconvert", "jupyter-execute", "sphinx", "jcache", "robrep.site", "robrep.grade")
-SERVERS = ("jupyter-lab", "jupyterlab", "jupyter-notebook", "notebook", "jupyter-server", "jupyter_server", "jupyterhub")
+BATCH = ("papermill", "nbmake", "pytest", "nbconvert", "jupyter-execute", "sphinx", "jcache", "robrep.site",
+         "robrep.grade")  # fmt: skip
+SERVERS = ("jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter_server", "jupyterhub", "-m jupyterlab",
+           "-m notebook")  # fmt: skip
 # Environment variables of a kernel that JupyterLab 4, Notebook 7 and JupyterHub, or VS Code started
 SESSIONS = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")
 _PLAIN = {"✓": "+", "✗": "x", "–": "-", "−": "-", "±": "+-", "×": "x", "ε": "eps", "→": "->", "≤": "<=", "≥": ">="}

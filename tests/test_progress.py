@@ -21,7 +21,8 @@ from robrep.attacks import Linf
 from robrep.audit import audit
 from robrep.exercises import check, hint
 torch.manual_seed(0)
-net, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval(), data.load("digits").images("test")[:20]
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+x = data.load("digits").images("test")[:20]
 found = audit(net, x, net(x).argmax(1), Linf(0.1))
 print(found)
 print(found.findings[0])

@@ -13,6 +13,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -151,16 +152,19 @@ def test_live_runs_are_written_to_and_win_over_recorded_ones(tmp_path, monkeypat
     assert results.load_run("vae_urkle", path.stem).minutes == 2.0
 
 
-def test_an_installed_robrep_brings_its_records_and_writes_to_the_cache(tmp_path, monkeypatch):
+def test_an_installed_robrep_brings_its_records_and_writes_to_the_users_results(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "robrep"
     write(package / "_recorded" / "results")
     monkeypatch.setattr(origin, "_PACKAGE", package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ROBREP_RESULTS", raising=False)
-    monkeypatch.setenv("ROBREP_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("ROBREP_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     assert results.recorded_folder() == package / "_recorded" / "results"
     assert len(results.runs("vae_urkle")) == 1
-    assert write(None, seed=1).is_relative_to(tmp_path / "cache" / "results")
+    assert write(None, seed=1).is_relative_to(tmp_path / "share" / "robrep" / "results")
+    assert not (tmp_path / "data").exists()
     assert [r.seed for r in results.runs("vae_urkle")] == [0, 1]
 
 
@@ -175,7 +179,7 @@ def test_an_installed_robrep_brings_its_records_and_writes_to_the_cache(tmp_path
         ({"metrics": {}}, ValueError, "metrics is empty"),
         ({"metrics": {"clean": math.inf}}, ValueError, "metrics.clean: value is inf"),
         ({"metrics": {"clean": {"low": 0.1}}}, ValueError, "the field value is missing"),
-        ({"metrics": {"clean": {"value": 0.5, "low": 0.4}}}, ValueError, "both 'low' and 'high'"),
+        ({"metrics": {"clean": {"value": 0.5, "low": 0.4}}}, ValueError, "low and high must both be given"),
         ({"metrics": {"clean": {"value": 0.5, "hihg": 0.6}}}, ValueError, "unknown field 'hihg'"),
         ({"metrics": {"clean": "good"}}, TypeError, "metrics.clean is 'good'"),
         ({"settings": {"scale": "lite", "row": "at", "attack": object()}}, TypeError, "settings.attack is a object"),
@@ -188,6 +192,7 @@ def test_an_installed_robrep_brings_its_records_and_writes_to_the_cache(tmp_path
         ({"curves": {"c": {"x": [1], "y": [math.nan]}}}, ValueError, r"curves.c.y\[0\] is nan"),
         ({"curves": {"c": {"x": [1], "y": ["one"]}}}, ValueError, "curves.c.y holds something other"),
         ({"curves": {"c": {"x": [1]}}}, ValueError, "curves.c is no curve"),
+        ({"curves": {"c": {"x": [1], "y": [2], "low": [3]}}}, ValueError, "curves.c.low is above curves.c.y"),
         ({"modules": {"encoder": 3}}, TypeError, "expected an nn.Module"),
         ({"modules": {"a.b": nn.Linear(1, 1)}}, ValueError, "without a dot"),
     ],
@@ -196,6 +201,21 @@ def test_a_bad_record_is_refused_and_nothing_is_written(tmp_path, change, error,
     with pytest.raises(error, match=message):
         write(tmp_path, **change)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_variant_of_any_text_gets_a_name_and_a_seed_must_be_one(tmp_path):
+    for variant, name in (
+        ("widths=(8, 8, 8)", "widths=8_8_8"),
+        ("widths=[8, 8, 8]", "widths=8_8_8"),
+        ("train_split=train+val", "train_split=train_val"),
+        ("lr=1e-05-shift=-3.0", "lr=1e-05-shift=-3.0"),
+    ):
+        assert results.run_name("demo", "digits", "vae", np.int64(1), variant) == f"demo-digits-vae-1-{name}"
+        run = results.load_run("vae_urkle", write(tmp_path, variant=variant).stem, folder=tmp_path)
+        assert run.variant == variant and results.runs("vae_urkle", variant=variant, folder=tmp_path) == [run]
+    for seed in (-1, 1.5, "0", True, None):
+        with pytest.raises(ValueError, match="seed is .*, expected an integer of at least 0"):
+            results.run_name("demo", "digits", "vae", seed)
 
 
 @pytest.mark.parametrize("name", ["", "../escape", ".hidden", "a b", "a/b"])
@@ -217,6 +237,26 @@ def test_names_that_are_no_file_names_are_refused(tmp_path, name):
         (lambda f: f["metrics"].update(clean=0.9), "metrics.clean is float, expected an object"),
         (lambda f: f["metrics"]["clean"].update(n=1.5), "metrics.clean.n is 1.5, expected int"),
         (lambda f: f["data"].pop("split"), "data.split is missing"),
+        (lambda f: f.update(seed=-1), "seed is -1, expected at least 0"),
+        (lambda f: f.update(seed=1), "run is 'lite-mnist-vae_urkle-0', expected 'lite-mnist-vae_urkle-1'"),
+        (lambda f: f.update(scale="demo"), "run is 'lite-mnist-vae_urkle-0', expected 'demo-mnist-vae_urkle-0'"),
+        (lambda f: f.update(run="demo-mnist-vae_urkle-0"), "run is 'demo-mnist-vae_urkle-0', expected 'lite-"),
+        (lambda f: f.update(run="demo-mnist-vae_urkle-0", scale="demo"), "expected 'lite-mnist-vae_urkle-0'"),
+        (lambda f: f.update(chapter="byorl"), "chapter is 'byorl', expected 'vae_urkle'"),
+        (lambda f: f.update(dataset="cifar10"), "dataset is 'cifar10', but data.name is 'mnist'"),
+        (lambda f: f["data"].update(split="dev"), "data.split is 'dev', expected one of train, val, test"),
+        (lambda f: f["data"].update(n_test=0), "data.n_test is 0, expected at least 1"),
+        (lambda f: f["metrics"]["clean"].update(value=0.5), "metrics.clean is low 0.989, value 0.5, high 0.993"),
+        (lambda f: f["metrics"]["clean"].update(low=0.999), "metrics.clean is low 0.999, value 0.991"),
+        (lambda f: f["metrics"]["clean"].update(low=0.993, high=0.989), "metrics.clean is low 0.993"),
+        (lambda f: f["metrics"]["clean"].pop("low"), "metrics.clean.low and metrics.clean.high must both be given"),
+        (lambda f: f["metrics"]["clean"].update(n=0), "metrics.clean.n is 0, expected at least 1"),
+        (lambda f: f["metrics"].update(clean={"value": 99.1, "unit": "fraction"}), "99.1 of unit fraction, expected 0"),
+        (lambda f: f["metrics"].update(clean={"value": 101, "unit": "%"}), "101 of unit %, expected 0 to 100"),
+        (lambda f: f["metrics"].update(time={"value": -1, "unit": "s"}), "-1 of unit s, expected at least 0"),
+        (lambda f: f["curves"]["robust"].update(low=[0.99, 0.98]), "curves.robust.low is above curves.robust.y"),
+        (lambda f: f["curves"]["robust"].update(high=[0.99, 0.96]), "curves.robust.y is above curves.robust.high"),
+        (lambda f: f.update(weights="at.safetensors", weights_sha256="0"), "weights is 'at.safetensors', expected"),
         (lambda f: f.update(weights="x.safetensors"), "both be given or both be null"),
         (lambda f: f.update(weights="../x", weights_sha256="0"), "expected the name of a file beside"),
     ],
@@ -226,6 +266,39 @@ def test_a_broken_record_is_named_with_its_field(tmp_path, change, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         results.runs("vae_urkle", folder=tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_a_record_copied_to_another_place_is_refused_by_name(tmp_path):
+    """Asking for a run at one scale never gives a run at another one."""
+    path = write(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    for chapter, name in (("vae_urkle", "demo-mnist-vae_urkle-0"), ("byorl", path.stem)):
+        copy = tmp_path / chapter / f"{name}.json"
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(text, encoding="utf-8")
+        for read in (lambda c=chapter, n=name: results.load_run(c, n, folder=tmp_path),
+                     lambda c=chapter: results.runs(c, folder=tmp_path)):  # fmt: skip
+            with pytest.raises(ValueError, match=re.escape(f"{copy}: ") + "(run|chapter) is '.*', expected"):
+                read()
+        copy.unlink()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"seed": 0,', '"seed": 0, "seed": 1,', "holds the key 'seed' twice"),
+        ('"beta": 2.0', '"beta": 2.0, "beta": 3.0', "holds the key 'beta' twice"),
+        ('"beta": 2.0', '"beta": 1e999', "holds 1e999, expected finite numbers"),
+        ('"beta": 2.0', '"beta": -Infinity', "holds -Infinity, expected finite numbers"),
+    ],
+)
+def test_json_that_says_two_things_or_something_infinite_is_named(tmp_path, old, new, message):
+    path = write(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"{path} {message}")):
+        results.load_run("vae_urkle", path.stem, folder=tmp_path)
 
 
 def test_a_record_cut_short_or_with_nan_is_named(tmp_path):
@@ -283,6 +356,15 @@ def test_a_read_only_folder_is_an_os_error(tmp_path):
         tmp_path.chmod(0o700)
 
 
+def test_where_records_go_is_tested_before_a_training_and_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path / "new" / "results"))
+    assert results.check_writable() == tmp_path / "new" / "results" and not list(results.check_writable().iterdir())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path / "file" / "results"))  # stands for a folder that is read-only
+    with pytest.raises(OSError, match=r"file/results, where records go, cannot be written \(.*\); set ROBREP_RESULTS"):
+        results.check_writable()
+
+
 # ------------------------------------------------------------------------------------------------- weights
 
 
@@ -323,19 +405,51 @@ def test_weights_that_are_too_large_or_beyond_float16_are_refused(tmp_path):
 
 def test_weights_that_are_missing_or_tampered_with_are_refused(tmp_path):
     path = write(tmp_path, modules={"encoder": net()})
-    run = results.load_run("vae_urkle", path.stem, folder=tmp_path)
+    (listed,) = results.runs("vae_urkle", folder=tmp_path)
+    one = results.load_run("vae_urkle", path.stem, folder=tmp_path)
     weights = path.with_suffix(".safetensors")
     payload = bytearray(weights.read_bytes())
     payload[-1] ^= 1
     weights.write_bytes(payload)
-    with pytest.raises(ValueError, match="its hash differs"):
-        results.load_weights(run, encoder=net())
+    for run in (listed, results.load_run("vae_urkle", path.stem, folder=tmp_path)):
+        with pytest.raises(ValueError, match="its hash differs"):
+            results.load_weights(run, encoder=net())
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match="is missing"):
-        results.load_weights(run, encoder=net())
+    for run in (listed, results.load_run("vae_urkle", path.stem, folder=tmp_path)):
+        with pytest.raises(FileNotFoundError, match="is missing"):
+            results.load_weights(run, encoder=net())
+    assert results.load_weights(one, encoder=net()), "those that it was loaded with"
     without = results.load_run("vae_urkle", write(tmp_path, seed=1).stem, folder=tmp_path)
     with pytest.raises(FileNotFoundError, match="recorded without weights"):
         results.load_weights(without, encoder=net())
+
+
+RACE = """
+import sys
+from tests.test_results import net, results, write
+who, folder = int(sys.argv[1]), sys.argv[2]
+import torch
+for count in range(30):
+    module = net()
+    torch.nn.init.constant_(module[0].weight, who)
+    write(folder, modules={"encoder": module}, metrics={"who": float(who)})
+"""
+
+
+def test_two_processes_that_record_one_run_leave_a_whole_record_and_readers_see_one_or_the_other(tmp_path):
+    path = write(tmp_path, modules={"encoder": net()}, metrics={"who": 0.0})
+    line = [sys.executable, "-c", RACE]
+    writers = [subprocess.Popen([*line, str(who), str(tmp_path)], cwd=REPOSITORY) for who in (1, 2)]
+    seen, encoder = set(), net()
+    while any(writer.poll() is None for writer in writers):
+        run = results.load_run("vae_urkle", path.stem, folder=tmp_path)
+        results.load_weights(run, encoder=encoder)
+        seen.add(run["who"].value)
+        assert run["who"].value == 0 or (encoder[0].weight == run["who"].value).all(), "one's number, another's weights"
+    assert [writer.returncode for writer in writers] == [0, 0]
+    run = results.load_run("vae_urkle", path.stem, folder=tmp_path)
+    assert results.load_weights(run, encoder=encoder) and run["who"].value in (1, 2) and len(seen) >= 2
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, path.with_suffix(".safetensors").name]
 
 
 def test_weights_that_do_not_fit_change_no_module(tmp_path):

@@ -11,7 +11,7 @@ run of the same name, the live one wins.
 
 from __future__ import annotations
 
-from robrep.results.origin import commit, hardware, live_folder, peak_memory, recorded_folder, versions
+from robrep.results.origin import check_writable, commit, hardware, live_folder, peak_memory, recorded_folder, versions
 from robrep.results.published import (
     COMPARABLE,
     Count,
@@ -59,6 +59,7 @@ __all__ = [
     "PublishedValue",
     "Run",
     "Table",
+    "check_writable",
     "command",
     "commit",
     "count",

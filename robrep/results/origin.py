@@ -16,7 +16,7 @@ import torch
 
 import robrep
 from robrep.checks import one_of
-from robrep.files import cache_root
+from robrep.files import user_results, why_not_writable
 
 PACKAGES = ("robrep", "torch", "torchvision", "numpy", "lightning", "scikit-learn", "safetensors")
 _PACKAGE = Path(robrep.__file__).parent
@@ -45,11 +45,23 @@ def recorded_folder(kind: str = "results") -> Path | None:
 
 
 def live_folder() -> Path:
-    """Where :func:`record` writes: ``$ROBREP_RESULTS``, else ``book/results`` of the checkout, else the user cache."""
+    """Where :func:`record` writes: ``$ROBREP_RESULTS``, else ``book/results`` of the checkout, else a user's folder."""
     if folder := os.environ.get("ROBREP_RESULTS"):
-        return Path(folder)
+        return Path(folder).expanduser()
     root = _checkout()
-    return root / "book" / "results" if root else cache_root() / "results"
+    return root / "book" / "results" if root else user_results()
+
+
+def check_writable() -> Path:
+    """The folder that :func:`record` will write to, after a test that it can: to be asked before a training.
+
+    Raises:
+        OSError: it cannot; the message says why and names the way out.
+    """
+    folder = live_folder()
+    if why := why_not_writable(folder):
+        raise OSError(f"{folder}, where records go, cannot be written ({why}); set ROBREP_RESULTS to a folder that can")
+    return folder
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:

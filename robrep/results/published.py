@@ -12,7 +12,17 @@ from robrep.checks import one_of
 from robrep.progress import printable
 from robrep.results.origin import recorded_folder
 from robrep.results.records import Run, runs
-from robrep.results.schema import MATCH, PAPER, THREAT, VALUE, check_fields, check_schema_number, read_json
+from robrep.results.schema import (
+    MATCH,
+    PAPER,
+    THREAT,
+    VALUE,
+    check_fields,
+    check_least,
+    check_range,
+    check_schema_number,
+    read_json,
+)
 from robrep.results.showing import Fold, Metric, Table
 
 #: Scales whose data and task are the paper's own, best first: only these ever stand beside a published number.
@@ -93,6 +103,9 @@ def _paper(paper: str) -> dict[str, Any]:
     seen = set()
     for i, value in enumerate(facts["values"]):
         check_fields(value, VALUE, where, f"values[{i}]")
+        check_range(value, ("value",), where, f"values[{i}].")
+        spread = 0 if value["spread"] is None else value["spread"]
+        check_least({**value, "spread": spread}, {"spread": 0, "decimals": 0}, where, f"values[{i}].")
         if value["threat"] is not None:
             check_fields(value["threat"], THREAT, where, f"values[{i}].threat")
         if "match" in value:

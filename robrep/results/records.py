@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ class Run:
     weights: str | None
     weights_sha256: str | None
     path: Path = field(repr=False)
+    payload: bytes | None = field(default=None, repr=False, compare=False)  # the weights' file, from ``load_run``
 
     def metric(self, name: str) -> Metric:
         """The metric ``name``.
@@ -85,6 +88,9 @@ class Run:
 def run_name(scale: str, dataset: str, row: str, seed: int, variant: str = "") -> str:
     """``<scale>-<dataset>-<row>-<seed>[-<variant>]``, the name of a run and of its files.
 
+    A variant may be any text: brackets, quotes and spaces are left out, other signs that a file name should not hold
+    become "_" ("widths=(8, 8)" is named "widths=8_8").
+
     Args:
         scale: one of "smoke", "demo", "lite", "full".
         dataset: name of the data set.
@@ -93,10 +99,14 @@ def run_name(scale: str, dataset: str, row: str, seed: int, variant: str = "") -
         variant: what differs from the chapter's main run, for example "beta=0.5"; "" for the main run itself.
 
     Raises:
-        ValueError: the scale is unknown, or a part holds other characters than letters, digits and ``_ . = -``.
+        ValueError: the scale is unknown, the seed is negative or no integer, or another part than the variant holds
+            other characters than letters, digits and ``_ . = -``.
     """
     one_of("scale", scale, SCALES)
-    return _name("run", "-".join([scale, dataset, row, str(seed), *([variant] if variant else [])]))
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
+    variant = re.sub(r"[^A-Za-z0-9_.=-]+", "_", re.sub(r"[\[\](){}'\" ]", "", variant))
+    return _name("run", "-".join([scale, dataset, row, str(int(seed)), *([variant] if variant else [])]))
 
 
 def data_facts(dataset: Any, *, split: str = "test", n_train: int | None = None, n_test: int | None = None) -> dict:
@@ -151,12 +161,13 @@ def record(
 
     A run of the same name is replaced: recording again is how a number is renewed, and the file says when, from which
     commit and with which settings it was made. Both files are complete before either takes its place (the weights
-    first), so a failure on the way, such as a full disk, leaves the old record or none. Under ``torchrun`` only the
-    first process writes.
+    first), so a failure on the way, such as a full disk, leaves the old record or none. Of several processes that
+    record the same run, one after the other writes (where the system has file locks), and the last one's record stays.
+    Under ``torchrun`` only the first process writes.
 
     Args:
         chapter: the chapter's name, for example "vae_urkle"; becomes a folder.
-        run: the run's name, best made by :func:`run_name`.
+        run: the run's name, as :func:`run_name` makes it of scale, data set, row, seed and variant.
         settings: every setting of the run; numbers, texts, lists and mappings only.
         seed: the training seed.
         metrics: name to a float, a :class:`Metric`, a ``Rate``, or a mapping with ``value`` and any of ``low``,
@@ -176,7 +187,8 @@ def record(
         The path of the JSON file.
 
     Raises:
-        ValueError: a field is missing, unknown or not finite; weights are too large, or beyond float16.
+        ValueError: a field is missing, unknown or not finite; a value outside its interval or its unit's range; another
+            name than :func:`run_name` gives; weights that are too large, or beyond float16.
         TypeError: a setting is something JSON cannot hold.
         OSError: the folder cannot be written.
     """
@@ -198,7 +210,7 @@ def record(
         "dataset": data.get("name"),
         "row": row,
         "variant": variant,
-        "seed": seed,
+        "seed": plain(seed, "seed"),
         "settings": settings,
         "data": plain(data, "data"),
         "metrics": {name: Metric.of(m, f"metrics.{name}").to_dict() for name, m in metrics.items()},
@@ -212,19 +224,39 @@ def record(
         "weights": None if payload is None else f"{run}.safetensors",
         "weights_sha256": None if payload is None else hashlib.sha256(payload).hexdigest(),
     }
-    check_record(facts, str(path))
+    _check(facts, path)
     text = json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     weights = path.with_name(f"{run}.safetensors")
     if os.environ.get("RANK", "0") != "0":  # of several processes that train together, the first one writes
         return path
-    with atomic_write(path) as json_file:
-        json_file.write_text(text, encoding="utf-8")
-        if payload is not None:
-            with atomic_write(weights) as weights_file:
-                weights_file.write_bytes(payload)
-    if payload is None:
-        weights.unlink(missing_ok=True)  # those of an earlier run of this name would belong to nothing
+    place.mkdir(parents=True, exist_ok=True)
+    with _locked(place):
+        with atomic_write(path) as json_file:
+            json_file.write_text(text, encoding="utf-8")
+            if payload is not None:
+                with atomic_write(weights) as weights_file:
+                    weights_file.write_bytes(payload)
+        if payload is None:
+            weights.unlink(missing_ok=True)  # those of an earlier run of this name would belong to nothing
     return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Of all processes that ask for the same folder, one at a time goes on; where there are no file locks, all do."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    try:
+        with suppress(OSError):  # a network's file system may have none
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _pack(modules: Mapping[str, nn.Module]) -> bytes:
@@ -327,7 +359,7 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
 
 
 def load_run(chapter: str, run: str, *, folder: str | os.PathLike[str] | None = None) -> Run:
-    """The run of that name; the live one if there is one.
+    """The run of that name, with its weights as they are now; the live one if there is one.
 
     Raises:
         FileNotFoundError: there is none; the message lists the runs there are.
@@ -336,7 +368,12 @@ def load_run(chapter: str, run: str, *, folder: str | os.PathLike[str] | None = 
     for place in reversed(_folders(folder)):
         path = place / _name("chapter", chapter) / f"{_name('run', run)}.json"
         if path.is_file():
-            return _load(path)
+            found = _load(path)
+            if found.weights is None or (payload := _payload(found)) is None:
+                with _locked(path.parent):  # it may just be recorded again; what is wrong now is wrong for good
+                    found = _load(path)
+                    payload = None if found.weights is None else _payload(found)
+            return replace(found, payload=payload)
     known = ", ".join(r.run for r in runs(chapter, folder=folder)) or "none"
     raise FileNotFoundError(f"chapter {chapter!r} has no recorded run {run!r}; recorded: {known}")
 
@@ -363,10 +400,10 @@ def load_weights(run: Run, **modules: nn.Module) -> dict[str, dict[str, Tensor]]
     if run.weights is None:
         raise FileNotFoundError(f"{run.run} was recorded without weights")
     path = run.path.with_name(run.weights)
-    if not path.is_file():
+    payload = _payload(run) if run.payload is None else run.payload
+    if payload is None and not path.is_file():
         raise FileNotFoundError(f"{path}, the weights of {run.run}, is missing")
-    payload = path.read_bytes()
-    if hashlib.sha256(payload).hexdigest() != run.weights_sha256:
+    if payload is None:
         raise ValueError(f"{path} is not the file that {run.run} recorded (its hash differs); record the run again")
     saved: dict[str, dict[str, Tensor]] = {}
     for key, tensor in sorted(load(payload).items()):  # safetensors gives them in any order
@@ -395,9 +432,32 @@ def _folders(folder: str | os.PathLike[str] | None) -> list[Path]:
     return [p for p in (recorded, live) if p is not None and (p is live or p != live)]
 
 
+def _payload(run: Run) -> bytes | None:
+    """The file of a run's weights, if it is the one that was recorded."""
+    try:
+        payload = run.path.with_name(str(run.weights)).read_bytes()
+    except FileNotFoundError:
+        return None
+    return payload if hashlib.sha256(payload).hexdigest() == run.weights_sha256 else None
+
+
+def _check(facts: Any, path: Path) -> None:
+    """Refuse a record that breaks the schema, or that another place or name belongs to."""
+    check_record(facts, str(path))
+    name = run_name(facts["scale"], facts["dataset"], facts["row"], facts["seed"], facts["variant"])
+    for field_, value, expected in (
+        ("run", facts["run"], name),
+        ("chapter", facts["chapter"], path.parent.name),
+        ("run", facts["run"], path.stem),
+        ("weights", facts["weights"] or f"{path.stem}.safetensors", f"{path.stem}.safetensors"),
+    ):
+        if value != expected:
+            raise ValueError(f"{path}: {field_} is {value!r}, expected {expected!r}, as its place and its fields say")
+
+
 def _load(path: Path) -> Run:
     facts = read_json(path)
-    check_record(facts, str(path))
+    _check(facts, path)
     facts.pop("schema")
     facts["metrics"] = {name: Metric.of(m, f"metrics.{name}") for name, m in facts["metrics"].items()}
     return Run(**facts, path=path)

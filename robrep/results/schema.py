@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 SCHEMA = 1
 SCALES = ("smoke", "demo", "lite", "full")
+SPLITS = ("train", "val", "test")
+# The least and the largest value of a unit; a unit that is not named here has no bounds
+RANGES = {"fraction": (0, 1), "%": (0, 100), **dict.fromkeys(("s", "min", "h", "MiB", "GiB"), (0, math.inf))}
 
 
 class _Field(NamedTuple):
@@ -120,19 +123,52 @@ def check_record(facts: Any, where: str) -> None:
     check_fields(facts, RECORD, where, "")
     if facts["scale"] not in SCALES:
         raise ValueError(f"{where}: scale is {facts['scale']!r}, expected one of {', '.join(SCALES)}")
+    check_least(facts, {"seed": 0, "minutes": 0}, where, "")
     check_fields(facts["data"], DATA, where, "data")
+    check_least(facts["data"], {"n_train": 0, "n_test": 1}, where, "data.")
+    if facts["data"]["split"] not in SPLITS:
+        raise ValueError(f"{where}: data.split is {facts['data']['split']!r}, expected one of {', '.join(SPLITS)}")
+    if facts["dataset"] != facts["data"]["name"]:
+        raise ValueError(f"{where}: dataset is {facts['dataset']!r}, but data.name is {facts['data']['name']!r}")
     if not facts["metrics"]:
         raise ValueError(f"{where}: metrics is empty, expected at least one number")
     for name, metric in facts["metrics"].items():
-        check_fields(metric, METRIC, where, f"metrics.{name}")
+        check_metric(metric, where, f"metrics.{name}")
     for name, curve in facts["curves"].items():
         _check_curve(curve, where, f"curves.{name}")
-    if facts["minutes"] < 0:
-        raise ValueError(f"{where}: minutes is {facts['minutes']}, expected at least 0")
     if (facts["weights"] is None) != (facts["weights_sha256"] is None):
         raise ValueError(f"{where}: weights and weights_sha256 must both be given or both be null")
     if facts["weights"] is not None and Path(facts["weights"]).name != facts["weights"]:
         raise ValueError(f"{where}: weights is {facts['weights']!r}, expected the name of a file beside the record")
+
+
+def check_least(facts: Mapping[str, Any], least: Mapping[str, int], where: str, dot: str) -> None:
+    """Refuse a number below its least one."""
+    for name, bound in least.items():
+        if facts[name] < bound:
+            raise ValueError(f"{where}: {dot}{name} is {facts[name]}, expected at least {bound}")
+
+
+def check_metric(facts: Any, where: str, path: str) -> None:
+    """Refuse a metric whose fields do not fit: a number outside its unit's range or its interval, half an interval."""
+    check_fields(facts, METRIC, where, path)
+    dot = f"{path}." if path else ""
+    if ("low" in facts) != ("high" in facts):
+        raise ValueError(f"{where}: {dot}low and {dot}high must both be given, or neither")
+    if "low" in facts and not facts["low"] <= facts["value"] <= facts["high"]:
+        came = f"low {facts['low']}, value {facts['value']}, high {facts['high']}"
+        raise ValueError(f"{where}: {path or 'the interval'} is {came}, expected them in this order")
+    check_range(facts, ("value", "low", "high"), where, dot)
+    check_least({"n": 1} | facts, {"n": 1}, where, dot)
+
+
+def check_range(facts: Mapping[str, Any], names: Sequence[str], where: str, dot: str) -> None:
+    """Refuse a number outside the range of its unit."""
+    least, most = RANGES.get(facts.get("unit", ""), (-math.inf, math.inf))
+    for name in names:
+        if name in facts and not least <= facts[name] <= most:
+            expected = f"{least} to {most}" if most < math.inf else f"at least {least}"
+            raise ValueError(f"{where}: {dot}{name} is {facts[name]} of unit {facts['unit']}, expected {expected}")
 
 
 def _check_curve(curve: Any, where: str, path: str) -> None:
@@ -151,6 +187,9 @@ def _check_curve(curve: Any, where: str, path: str) -> None:
         numbers = [v for v in values if not isinstance(v, str)] if name == "x" else values
         if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
             raise ValueError(f"{where}: {path}.{name} holds something other than finite numbers")
+    for below, above in (("low", "y"), ("y", "high"), ("low", "high")):
+        if below in curve and above in curve and any(a > b for a, b in zip(curve[below], curve[above], strict=True)):
+            raise ValueError(f"{where}: {path}.{below} is above {path}.{above} somewhere, expected low <= y <= high")
 
 
 def check_schema_number(facts: Any, where: str) -> None:
@@ -159,13 +198,24 @@ def check_schema_number(facts: Any, where: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in ``path``; a ValueError naming the file if it is cut short, or holds NaN or Infinity."""
+    """The JSON in ``path``; a ValueError names the file if it is cut short, repeats a key, or holds NaN or Infinity."""
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{path} holds {constant}, expected finite numbers")
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):  # NaN, Infinity, and 1e999, which JSON allows
+            raise ValueError(f"{path} holds {text}, expected finite numbers")
+        return number
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in facts:
+                raise ValueError(f"{path} holds the key {key!r} twice in one object")
+            facts[key] = value
+        return facts
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=finite, parse_float=finite, object_pairs_hook=once)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid JSON (cut short?): {error}") from None
 

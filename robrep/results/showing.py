@@ -10,7 +10,7 @@ from typing import Any
 
 from robrep.checks import one_of
 from robrep.progress import printable
-from robrep.results.schema import METRIC, check_fields
+from robrep.results.schema import METRIC, check_metric
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class Metric:
         metric = {k: facts[k] for k in facts if k in METRIC}
         if unknown := sorted(set(facts) - set(metric)):
             raise ValueError(f"{name} has the unknown field {unknown[0]!r}, expected some of {', '.join(METRIC)}")
-        check_fields(metric, METRIC, name, "")
-        if (metric.get("low") is None) != (metric.get("high") is None):
-            raise ValueError(f"{name} has only one end of its interval, expected both 'low' and 'high' or neither")
+        check_metric(metric, name, "")
         return cls(**metric)
 
     @property
