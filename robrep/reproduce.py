@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from robrep.checks import one_of
+from robrep.parameters import check
 
 
 def find_chapter(name: str) -> Path:
@@ -89,34 +90,28 @@ def defaults(notebook: Path) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """``NAME=value`` texts to values of the type that each parameter has by default.
+    """``NAME=value`` texts to the values that are meant (see :mod:`robrep.parameters`).
 
     Raises:
-        ValueError: a text without "=", an unknown name, or a value that does not fit.
+        ValueError: a text without "=", an unknown name, a name given twice, or a value that does not fit.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, str] = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals:
             raise ValueError(f"argument is {argument!r}, expected NAME=value")
-        kind = type(known[one_of("parameter", name, known)])
-        try:
-            if kind is bool:
-                values[name] = {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
-            elif kind in (dict, list, tuple):
-                values[name] = kind(ast.literal_eval(text))
-            else:
-                values[name] = kind(text)
-        except (ValueError, KeyError, SyntaxError, TypeError):
-            raise ValueError(f"{name} is {text!r}, expected {kind.__name__} such as {known[name]!r}") from None
-    return values
+        if name in values:
+            raise ValueError(f"{name} is given twice, as {values[name]!r} and {text!r}, expected one value")
+        values[name] = text
+    return check(values, known)
 
 
 def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
     """Run the experiment of ``chapter`` with these parameters; the cells' namespace is returned.
 
     Raises:
-        FileNotFoundError, ValueError: no such chapter, an unknown parameter, or cells that are not marked.
+        FileNotFoundError, ValueError: no such chapter, an unknown parameter, a value that does not fit, or cells that
+            are not marked.
         Exception: whatever a cell raises; a note names the notebook, the cell and the line.
     """
     namespace: dict[str, Any] = {}
@@ -147,7 +142,9 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     from robrep import results
     from robrep.training import first_steps
 
-    notebook, row = find_chapter(chapter), parameters.get("ROWS", "")
+    notebook = find_chapter(chapter)
+    parameters = check(parameters, defaults(notebook))
+    row = parameters.get("ROWS", "")
     if not row or "," in row:
         raise ValueError(f"ROWS is {row!r}, expected the one row that makes its first steps")
     before = results.peak_memory()
@@ -189,8 +186,7 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
 def _run(notebook: Path, parameters: Mapping[str, Any], namespace: dict[str, Any]) -> None:
     """Run the marked cells of a notebook in ``namespace``."""
     known = defaults(notebook)
-    for name in parameters:
-        one_of("parameter", name, known)
+    parameters = check(parameters, known)
     marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"] and "parameters" not in cell["tags"]]
     if not marked:
         raise ValueError(f"{notebook} has no cell tagged 'reproduce'")

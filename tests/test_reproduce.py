@@ -49,9 +49,14 @@ def test_the_command_line_sets_parameters_by_their_type(chapter: Path) -> None:
     [
         ("SCALA=lite", "did you mean 'SCALE'"),
         ("SCALE", "expected NAME=value"),
-        ("SEED=one", "SEED is 'one', expected int"),
-        ("SWEEP=perhaps", "expected bool"),
-        ("SETTINGS={", "expected dict"),
+        ("SCALE=big", "SCALE is 'big', expected one of 'smoke'"),
+        ("SEED=one", "SEED is 'one', expected an integer of at least 0"),
+        ("SEED=-1", "SEED is '-1', expected an integer of at least 0"),
+        ("SEED=1.5", "SEED is '1.5', expected an integer of at least 0"),
+        ("RATE=fast", "RATE is 'fast', expected a finite number"),
+        ("RATE=1e999", "RATE is '1e999', expected a finite number"),
+        ("SWEEP=perhaps", "SWEEP is 'perhaps', expected yes or no"),
+        ("SETTINGS={", "SETTINGS is '{', expected a mapping"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(chapter: Path, text: str, words: str) -> None:

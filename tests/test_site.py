@@ -96,11 +96,11 @@ def test_key_changes(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Names and values that no chapter knows are refused by name, with a non-zero status, before anything runs."""
     for words, expected in [
-        (["one", "SEEED=1"], "one: unknown parameter SEEED; its parameters are SCALE, SEED, EPSILON, PRINT"),
+        (["one", "SEEED=1"], "one: parameter is 'SEEED', expected one of 'SCALE', 'SEED', 'EPSILON', 'PRINT' (did you"),
         (["SEEED=1"], "unknown parameter SEEED"),
         (["two"], "unknown chapter two; the notebooks of the book are one"),
-        (["SEED=x"], "SEED=x: expected int, as 0"),
-        (["PRINT=perhaps"], "PRINT=perhaps: expected yes or no"),
+        (["SEED=x"], "one: SEED is 'x', expected an integer of at least 0"),
+        (["PRINT=perhaps"], "one: PRINT is 'perhaps', expected yes or no"),
         (["SOLUTIONS=no"], "SOLUTIONS is a setting of the site: it goes with book or build, not with run"),
     ]:
         assert command.main(["run", *words, "--root", str(book)]) == 1

@@ -88,8 +88,7 @@ def _entry(entry: Any, where: str, book: Path) -> Iterator[Planned]:
         known = parameters(nb, chapter)
         code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
         for combination in itertools.product(*lists):
-            texts = {name: str(value) for name, value in zip(choices, combination, strict=True)}
-            values = check_parameters(texts, known, chapter)
+            values = check_parameters(dict(zip(choices, combination, strict=True)), known, chapter)
             scale = str(values.get("SCALE", known.get("SCALE", "")))
             minutes, because = projected(chapter, {**known, **values}, guess, book / "results")
             rest = [f"{name}={value}" for name, value in values.items() if name != "SCALE"]

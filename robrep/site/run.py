@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from robrep.files import atomic_write, code_hash, digest
+from robrep.parameters import check
 
 # What changes the output of a chapter although neither its text nor robrep does.
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn", "kornia", "timm")
@@ -81,42 +82,16 @@ def parameters(nb: Any, name: str) -> dict[str, Any]:
     return found
 
 
-def convert(name: str, text: str, default: Any) -> Any:
-    """``text`` from the command line as a value of the type of ``default``.
+def check_parameters(given: Mapping[str, Any], known: Mapping[str, Any], chapter: str) -> dict[str, Any]:
+    """The given values, converted to what is meant (see :mod:`robrep.parameters`).
 
     Raises:
-        ChapterError: the text does not read as that type.
+        ChapterError: a name that the notebook's ``parameters`` cell does not assign, or a value that does not fit.
     """
-    kind = type(default)
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() in ("yes", "true", "1", "on"):
-            return True
-        if text.lower() in ("no", "false", "0", "off"):
-            return False
-    else:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = None
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is kind:
-            return value
-    raise ChapterError(f"{name}={text}: expected {'yes or no' if kind is bool else kind.__name__}, as {default!r}")
-
-
-def check_parameters(given: Mapping[str, str], known: Mapping[str, Any], chapter: str) -> dict[str, Any]:
-    """The given values, converted to the types of the notebook's defaults.
-
-    Raises:
-        ChapterError: a name that the notebook's ``parameters`` cell does not assign, or a value of another type.
-    """
-    for name in given:
-        if name not in known:
-            raise ChapterError(f"{chapter}: unknown parameter {name}; its parameters are {', '.join(known)}")
-    return {name: convert(name, text, known[name]) for name, text in given.items()}
+    try:
+        return check(given, known)
+    except ValueError as error:
+        raise ChapterError(f"{chapter}: {error}") from None
 
 
 def run_key(nb: Any, values: Mapping[str, Any], inputs: Path) -> str:
