@@ -214,10 +214,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"robrep.reproduce: {error}", file=sys.stderr)
         return 2
     steps = parameters.pop("STEPS", 0)
-    if steps:
-        try_out(chapter, steps, **parameters)
-    else:
-        reproduce(chapter, **parameters)
+    try:
+        if steps:
+            try_out(chapter, steps, **parameters)
+        else:
+            reproduce(chapter, **parameters)
+    except KeyboardInterrupt:
+        print("\nrobrep.reproduce: stopped; runs that were finished are recorded, no other is", file=sys.stderr)
+        return 130
     minutes = (time.monotonic() - began) / 60
     print(f"robrep.reproduce: {' '.join(arguments)}: done in {minutes:.1f} minutes", file=sys.stderr)
     return 0

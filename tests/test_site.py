@@ -6,6 +6,10 @@ import json
 import logging
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -341,3 +345,46 @@ def test_what_a_screen_reader_needs(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert page.count('role="navigation"') == 1 and 'role="navigation" aria-label="Title page">\n <a' in page
     assert '<summary><p class="collapsed">Show the solution</p>' in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of a POSIX terminal")
+@pytest.mark.parametrize(("chapters", "alone"), [(1, False), (3, False), (3, True)])
+def test_ctrl_c_ends_a_run_in_a_sentence(book: Path, chapters: int, alone: bool) -> None:
+    """No trace, no kernel left, nothing half-written, no other chapter begun; ``alone``: one process is told only."""
+    import psutil
+
+    names = ("one", "two", "three")[:chapters]
+    for name in names:
+        code = f"import time, pathlib\npathlib.Path('began-{name}').touch()\ntime.sleep(100)"
+        notebook(book / "book" / f"{name}.ipynb", code)
+    files = "".join(f"- file: book/{name}\n" for name in names)
+    (book / "_toc.yml").write_text(f"format: jb-book\nroot: book/intro\nchapters:\n{files}", encoding="utf-8")
+    line = [sys.executable, "-m", "robrep.site", "run", "--root", str(book)]
+    running = subprocess.Popen(line, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    begun = min(chapters, command.workers({"demo"}))
+    deadline = time.monotonic() + 120
+    while len(list((book / "book").glob("began-*"))) < begun and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    (running.send_signal if alone else lambda number: os.killpg(running.pid, number))(signal.SIGINT)
+    try:
+        out, error = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and out == ""
+    assert error == "\nStopped. What was finished is kept, and the same command goes on from there.\n"
+    _, left = psutil.wait_procs(workers, timeout=10)
+    assert left == [] and len(workers) >= begun
+    assert list((book / "_build" / "runs").iterdir()) == [] and len(list((book / "book").glob("began-*"))) == begun
+
+
+def test_ctrl_c_ends_reproduce_in_a_sentence(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from robrep import reproduce
+
+    path = notebook(book / "book" / "one.ipynb", "raise KeyboardInterrupt")
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    nb["cells"][-1]["metadata"]["tags"] = ["reproduce"]
+    path.write_text(json.dumps(nb), encoding="utf-8")
+    assert reproduce.main([str(path)]) == 130
+    assert capsys.readouterr().err == "\nrobrep.reproduce: stopped; runs that were finished are recorded, no other is\n"

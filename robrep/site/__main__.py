@@ -13,16 +13,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from robrep.site.build import SiteError, build_site, notebooks, weights
-from robrep.site.run import SMALL, ChapterError, Run, memory_settings, parameters, read_notebook, run_chapter
+from robrep.site.run import (
+    INTERRUPTED,
+    SIGNALS,
+    SMALL,
+    ChapterError,
+    Run,
+    in_worker,
+    listen,
+    memory_settings,
+    parameters,
+    read_notebook,
+    run_chapter,
+)
 
 SWEEP_SECONDS = 30 * 60
 
@@ -82,14 +95,21 @@ def finished(
             except ChapterError as error:
                 yield name, error
         return
-    with ProcessPoolExecutor(side_by_side, mp_context=get_context("spawn")) as pool:
-        names = {pool.submit(run_chapter, path, build, values[name]): name for name, path in chosen.items()}
+    with ProcessPoolExecutor(side_by_side, mp_context=get_context("spawn"), initializer=listen) as pool:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a worker inherits it until it listens
+        names = {pool.submit(in_worker, path, build, values[name]): name for name, path in chosen.items()}
+        signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(names):
                 problem = future.exception()
                 if problem is not None and not isinstance(problem, ChapterError):
                     raise problem
                 yield names[future], problem or future.result()
+        except KeyboardInterrupt:
+            for worker in active_children():  # a terminal has told them, too; whoever stops one process has not
+                if worker.pid:
+                    os.kill(worker.pid, signal.SIGINT)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -145,6 +165,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the repository (default: here)")
     parser.add_argument("--started", type=float, help="when make started, in seconds since 1970, to time the set-up")
     options = parser.parse_args(arguments)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    listen()
+    try:
+        return carry_out(options)
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit status."""
     begin = time.time()
     given = dict(word.split("=", 1) for word in options.words if "=" in word)
     names = [word for word in options.words if "=" not in word]

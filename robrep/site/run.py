@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,8 @@ from robrep.parameters import check
 # What changes the output of a chapter although neither its text nor robrep does.
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "plotly", "umap-learn", "kornia", "timm")
 SMALL = ("smoke", "demo")  # scales at which a chapter computes on one thread
+INTERRUPTED = 130  # the exit status that a shell gives to Ctrl-C
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CELL_SECONDS = {"smoke": 600, "demo": 1800}  # the longer scales may take as long as they need
 
 
@@ -279,6 +282,27 @@ def run_chapter(source: Path, build: Path, given: Mapping[str, str] | None = Non
     with atomic_write(note) as temporary:
         temporary.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
     return run, True
+
+
+def in_worker(path: Path, build: Path, values: Mapping[str, str]) -> tuple[Run, bool]:
+    """:func:`run_chapter` in a worker; one that is stopped begins no other chapter."""
+    try:
+        return run_chapter(path, build, values)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+
+
+def listen() -> None:
+    """Stop at the first Ctrl-C, or signal to end, by a KeyboardInterrupt; those that follow are ignored."""
+
+    def stop(*_: object) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        logging.disable()  # what is cut off would complain
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
 
 
 def last_run(chapter: str, build: Path) -> Run | None:
