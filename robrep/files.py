@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,24 @@ def why_not_writable(folder: Path) -> str:
             return ""
     except OSError as error:
         return error.strerror or str(error)
+
+
+def let_numba_cache(package: str) -> None:
+    """Name a folder for what numba compiles for ``package``, where beside the package it cannot be kept.
+
+    In a container whose disk is read-only, home included, numba otherwise refuses to import the package ("no locator
+    available"). ``NUMBA_CACHE_DIR``, where it is set, decides.
+    """
+    found = find_spec(package)
+    if os.environ.get("NUMBA_CACHE_DIR") or found is None or os.access(Path(found.origin or "").parent, os.W_OK):
+        return
+    folder = user_cache() / "numba"
+    if why_not_writable(folder):
+        folder = Path(tempfile.mkdtemp(prefix="robrep-numba-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    if "numba" in sys.modules:  # it has read its environment
+        sys.modules["numba"].config.CACHE_DIR = str(folder)
 
 
 def set_aside(path: Path, why: object) -> Path:

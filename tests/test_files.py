@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -104,6 +105,9 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROBREP_DATA", str(tmp_path))
     assert cache_root() == tmp_path
     monkeypatch.delenv("ROBREP_DATA")
+    monkeypatch.setenv("ROBREP_CACHE", str(tmp_path / "cache"))
+    assert cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("ROBREP_CACHE")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_root() == tmp_path / "xdg" / "robrep"
@@ -115,6 +119,59 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     assert cache_root() == tmp_path / "local" / "robrep"
+
+
+def test_user_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for platform, place in (
+        ("linux", ".local/share"),
+        ("darwin", "Library/Application Support"),
+        ("win32", "AppData/Local"),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert files.user_results() == tmp_path / place / "robrep" / "results"
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert files.user_results() == tmp_path / "xdg" / "robrep" / "results"
+
+
+def test_why_not_writable(tmp_path: Path) -> None:
+    assert files.why_not_writable(tmp_path / "a" / "b") == "" and os.listdir(tmp_path / "a" / "b") == []
+    (tmp_path / "file").touch()
+    assert files.why_not_writable(tmp_path / "file" / "b") == "Not a directory"
+
+
+def test_a_damaged_file_is_set_aside_with_a_line_that_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    for content in ("one", "two"):
+        path.write_text(content, encoding="utf-8")
+        with pytest.warns(UserWarning, match="run.pt is damaged .cut short.; it is set aside as run.pt.damaged and"):
+            aside = files.set_aside(path, "cut short")
+        assert not path.exists() and aside.read_text(encoding="utf-8") == content
+
+
+def test_umap_runs_in_a_container_that_is_read_only(tmp_path: Path) -> None:
+    """What numba compiles can be kept neither beside the package nor in the home: it goes to a folder of its own."""
+    (tmp_path / "file").touch()
+    code = """
+import os, sys
+from numba.core import caching
+caching.CacheImpl._locator_classes = [caching.UserProvidedCacheLocator]  # all that is left on a read-only disk
+access = os.access
+os.access = lambda path, mode: "site-packages" not in str(path) and access(path, mode)
+import torch
+from robrep.figures import umap_embed
+print(umap_embed(torch.rand(12, 3)).shape, os.environ["NUMBA_CACHE_DIR"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    for cache, kept in ((tmp_path / "cache", True), (tmp_path / "file" / "cache", False)):
+        line = [sys.executable, "-c", code]
+        done = subprocess.run(line, capture_output=True, text=True, env=environment | {"ROBREP_CACHE": str(cache)})
+        assert done.returncode == 0, done.stderr
+        shape, folder = done.stdout.strip().rsplit(" ", 1)
+        assert shape == "(12, 2)" and Path(folder).is_dir() == kept == (folder == str(cache / "numba"))
 
 
 def test_digest() -> None:

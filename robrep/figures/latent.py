@@ -24,6 +24,7 @@ from robrep.figures.base import (
     rounded,
     wash,
 )
+from robrep.files import let_numba_cache
 from robrep.gaussians import Gaussian, kl
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def umap_embed(z: Any, seed: int = 0, n_neighbors: int = 15) -> np.ndarray:
     if not np.isfinite(flat).all():
         raise ValueError("z has values that are not finite, expected finite coordinates")
     from sklearn.neighbors import NearestNeighbors
+
+    let_numba_cache("umap")
     from umap import UMAP
 
     near = min(positive_int("n_neighbors", n_neighbors), len(flat) - 1)
