@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from robrep.encoders import ConvNormEncoder, NormMLP, PreActResNet
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier, pseudo_labels
 from robrep.losses import cosine_distance
-from robrep.methods import BYOL, BYORL, AdversarialTraining, ema_rate
+from robrep.methods import BYOL, BYORL, AdversarialTraining, Supervised, ema_rate
 from robrep.training import fit
 
 AUGMENT = digit_augmentation()
@@ -134,6 +135,24 @@ def test_attack_lowers_the_cosine_and_leaves_statistics_alone(attack, threat) ->
         random = threat.start(v, ids, 9)
         assert method.distance(v_adv, z).mean() > method.distance(v, z).mean() + 0.01
         assert method.distance(v_adv, z).mean() > method.distance(random, z).mean()
+
+
+def test_each_view_is_attacked_against_the_targets_projection_of_the_other() -> None:
+    calls = []
+
+    def attack(objective, v, threat, *given, ids, seed):
+        calls.append((v, given, ids))
+        return v
+
+    method = robust(attack)
+    x, y, ids = batch()
+    views = method.views(x, ids, 5)
+    method.forward(x, y, ids, 5)
+    targets = [method.project(v) for v in views]
+    assert len(calls) == 2 and not torch.allclose(*targets)
+    for number, (v, (z,), of) in enumerate(calls):
+        assert torch.equal(v, views[number]) and torch.equal(of, 2 * ids + number)
+        torch.testing.assert_close(z, targets[1 - number])
 
 
 def test_the_printed_step_goes_the_wrong_way() -> None:
@@ -264,6 +283,27 @@ def test_probe_keeps_the_best_epoch_and_the_encoder(attack) -> None:
     assert len(judged) == 6 and kept == max(judged)
     again = robust_accuracy(Classifier(encoder, head, 0), x[40:], y[40:], PGD(2), threat, seed=0).value
     assert again == pytest.approx(kept)
+
+
+def test_the_first_of_the_best_epochs_is_kept_not_the_last_epoch_and_no_tie(monkeypatch) -> None:
+    """The judge is told what to say, so that the best epoch is neither the first nor the last one."""
+    x, _, _ = batch(40)
+    y = (x.mean((1, 2, 3)) > 0.5).long()
+    torch.manual_seed(0)
+    model = Classifier(parts()[0], nn.Linear(8, 2), 0)
+    verdicts, states = [0.25, 0.75, 0.75, 0.5], []
+
+    def judged(model, *args, **kwargs):
+        states.append(copy.deepcopy(model.state_dict()))
+        return SimpleNamespace(value=verdicts[len(states) - 1])
+
+    monkeypatch.setattr(early_stopping, "robust_accuracy", judged)
+    method = Supervised(model.encoder, model.head)
+    history = fit_stopped(method, model, x, y, (x, y), PGD(1), Linf(0.1), epochs=4, batch_size=10, lr=0.05)
+    assert [row["kept"] for row in history] == [1.0, 1.0, 0.0, 0.0] and [row["robust"] for row in history] == verdicts
+    left = model.state_dict()
+    same = [all(torch.equal(left[k], state[k]) for k in left) for state in states]
+    assert same == [False, True, False, False]
 
 
 def test_early_stopping_goes_on_where_it_was_cut_short(tmp_path, monkeypatch) -> None:

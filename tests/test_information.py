@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from robrep import vulnerability
 from robrep.attacks import PGD, Linf
 from robrep.early_stopping import train_head_stopped
 from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
@@ -426,6 +427,27 @@ def test_vulnerability() -> None:
         assert torch.equal(f.weight, before) and f.weight.requires_grad
     assert found["mean"].normal > found["noise"].normal and found["mean"].worst > found["noise"].worst
     assert found["mean"].value == found["mean"].normal - found["mean"].worst
+
+
+def test_the_second_critic_is_read_off_on_attacked_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both critics are read off on held-out pairs of an image and its own code: clean ones, then attacked ones."""
+    f, _ = networks()
+    read, real = [], vulnerability.read_off
+
+    def watched(critic: nn.Module, x: torch.Tensor, z: torch.Tensor, *rest: object) -> float:
+        read.append((x.clone(), z.clone()))
+        return real(critic, x, z, *rest)
+
+    monkeypatch.setattr(vulnerability, "read_off", watched)
+    representation_vulnerability(
+        f, lambda: networks()[1], X, X, PGD(3, random_start=False), Linf(0.1), estimator="nce", epochs=1, batch_size=6
+    )
+    (clean, _), (found, _) = read
+    assert torch.equal(clean, X)
+    change = (found - X).abs().flatten(1).amax(1)
+    assert (change > 0.05).all() and (change <= 0.1 + 1e-6).all()
+    for x, z in read:
+        torch.testing.assert_close(z, f.eval()(x))
 
 
 def test_neurons() -> None:

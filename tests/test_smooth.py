@@ -164,6 +164,27 @@ def test_method_by_hand(pair: Any) -> None:
     torch.testing.assert_close(plain["prior"], kl(p, standard_normal_like(p)).mean())
 
 
+def test_the_encoder_learns_from_both_codes() -> None:
+    """The gradient goes through the code of x and through that of x', which alone is a constant of the step."""
+    encoder, decoder = mlp()
+
+    def attack(objective: Any, x: Tensor, threat: Any, *given: Any, **more: Any) -> Tensor:
+        return (x + 0.2).clamp(0, 1)
+
+    method = SmoothEncoder(encoder, decoder, attack, THREAT, gamma=3.0, variance=0.2)
+    weights = list(encoder.parameters())
+    got = torch.autograd.grad(sum(method(X, Y, IDS, SEED).values()), weights)  # type: ignore[arg-type]
+    by_hand = []
+    for detached in (False, True):
+        p, q = encoder(X), encoder((X + 0.2).clamp(0, 1))
+        q = Gaussian(q.mean.detach(), q.scale.detach()) if detached else q
+        terms = negative_se_elbo(X, method.reconstruct(p, IDS, SEED), p, q, gamma=3.0, variance=0.2)
+        by_hand.append(torch.autograd.grad(sum(term.mean() for term in terms.values()), weights))
+    for one, expected in zip(got, by_hand[0], strict=True):
+        torch.testing.assert_close(one, expected)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(*by_hand, strict=True)), "a detached code would be noticed"
+
+
 def test_the_decoder_learns_from_the_clean_image_alone() -> None:
     """Eq. 7: the selection leaves the gradient of the decoder's weights as it was."""
     encoder, decoder = mlp()

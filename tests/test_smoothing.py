@@ -144,6 +144,17 @@ def test_level_holds() -> None:
     assert wrong > 20  # and the bound is no looser than it must be
 
 
+def test_the_noise_that_selects_a_class_does_not_judge_it() -> None:
+    """On the plane itself each vote is a coin. With shared noise the class would have its majority again, always."""
+    n = CHUNK
+    found = certify(Plane(), torch.full((300, 1, 4, 4), 0.5), 0.5, n0=n, n=n)
+    below = (found.low < clopper_pearson_low(torch.tensor(n // 2), n)).double().mean()
+    assert 0.3 < below < 0.6  # 0.46 of a fair coin's counts are below the half
+    again = certify(Plane(), torch.full((300, 1, 4, 4), 0.5), 0.5, n0=n, n=10 * n)
+    below = (again.low < clopper_pearson_low(torch.tensor(5 * n), 10 * n)).double().mean()
+    assert 0.4 < below < 0.6, "nor a part of it"
+
+
 def test_attack_never_contradicts() -> None:
     """PGD on the smoothed model inside the certified radius: the certified class keeps the majority."""
     model = Nested().eval()

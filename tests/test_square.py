@@ -116,6 +116,15 @@ def test_the_best_of_all_trials_is_returned(norm: type) -> None:
 
 
 @NORMS
+def test_a_tie_is_not_accepted(norm: type) -> None:
+    """On a plateau the search stays where it is: what it returns is the first trial, and each trial starts there."""
+    x, trials = images(4, 1, 6, 6), []  # type: ignore[var-annotated]
+    found = Square(60)(recorded(trials, lambda t: t.new_zeros(len(t))), x, norm(0.2))
+    assert torch.equal(found, trials[0])
+    assert any(not torch.equal(trial, trials[0]) for trial in trials[1:])
+
+
+@NORMS
 def test_it_begins_where_it_is_told(norm: type) -> None:
     x, trials = images(7, 1, 6, 5), []  # type: ignore[var-annotated]
     start = PGD(10)(wavy, x, norm(0.2))
