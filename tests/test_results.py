@@ -203,6 +203,17 @@ def test_a_bad_record_is_refused_and_nothing_is_written(tmp_path, change, error,
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
+    clean = {"value": np.float32(0.5), "low": np.float64(0.25), "high": torch.tensor(0.75), "n": np.int64(10)}
+    facts = DATA | {"n_train": np.int64(100), "n_test": np.int32(10)}
+    settings = {"scale": "lite", "row": "vae_urkle", "epochs": np.int64(3), "radii": np.array([0.0, 0.5])}
+    path = write(tmp_path, seed=np.int64(2), metrics={"clean": clean}, data=facts, settings=settings)
+    run = results.load_run("vae_urkle", "lite-mnist-vae_urkle-2", folder=tmp_path)
+    assert path.stem == run.run and run.seed == 2 and run.settings["radii"] == [0.0, 0.5] and run.data["n_test"] == 10
+    assert run["clean"] == results.Metric(0.5, 0.25, 0.75, 10) and results.say("{}", np.int64(5)) == "5"
+    assert results.runs("vae_urkle", seed=np.int64(2), folder=tmp_path) == [run]
+
+
 def test_a_variant_of_any_text_gets_a_name_and_a_seed_must_be_one(tmp_path):
     for variant, name in (
         ("widths=(8, 8, 8)", "widths=8_8_8"),

@@ -101,7 +101,7 @@ class MaskedAutoEncoder(nn.Module):
         sizes = {"patch": patch, "width": width, "depth": depth, "decoder_depth": decoder_depth, "heads": heads}
         for name, value in {"channels": channels, "pool": pool, **sizes}.items():
             positive_int(name, value)
-        height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, breadth = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         if min(height, breadth) < patch or height % patch or breadth % patch:
             raise ValueError(f"image_size is {image_size}, expected a multiple of patch, {patch}")
         self.grid, self.patch, self.channels = (height // patch, breadth // patch), patch, channels

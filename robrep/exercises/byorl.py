@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def _check_rate(answer: Any) -> None:
     """answer(k, K, base) -> tau at step k of K."""
     for k, steps, base in ((0, 10, 0.9), (3, 10, 0.9), (10, 10, 0.5), (25, 100, 0.996)):
         value = call(answer, k, steps, base)
-        if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.numel() == 1):
+        if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
             raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
         wave = (math.cos(math.pi * k / steps) + 1) / 2
         numbers = [1 - (1 - base) * wave, base * wave, 1 - (1 - base) * math.cos(math.pi * k / steps),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from robrep.exercises.core import Wrong, call, compare, exercise, random_tensor,
 
 
 def _number(value: Any) -> Tensor:
-    if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.numel() == 1):
+    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
         raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
     return torch.tensor([float(value)], dtype=torch.float64)
 

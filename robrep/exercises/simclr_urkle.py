@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def _check_collapse(answer: Any) -> None:
     """answer(n, N) -> the loss of an encoder that gives every image the same code."""
     for n, size in ((2, 128), (4, 128), (3, 10)):
         value = call(answer, n, size)
-        if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.numel() == 1):
+        if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
             raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
         got = torch.tensor([float(value)], dtype=torch.float64)
         truth = torch.tensor([math.log(n * size - 1)], dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -150,7 +151,7 @@ def _check_beta(answer: Any) -> None:
     """answer: the weight on KL[q || prior] in the SE-ELBO at gamma = 0 and x' = x."""
     if answer is None or answer is ...:
         raise Unanswered
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
+    if isinstance(answer, bool) or not isinstance(answer, Real):
         raise Wrong(f"The answer is a {type(answer).__name__}.", "give the number itself.")
     if answer == 1:
         raise Wrong("You say 1, as in a VAE.", "there are two prior terms and two entropies; count both points.")
@@ -169,7 +170,7 @@ def _check_scale(answer: Any) -> None:
     """answer(gamma) -> the variance S of an unused dimension at which prior terms and WD are least."""
     for gamma in (0.5, 1.0, 10.0):
         value = call(answer, gamma)
-        if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.numel() == 1):
+        if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
             raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
         got, low, high = float(value), 1e-6, 4.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class _Curved(nn.Module):
 )
 def _check_random_start(answer: Any) -> None:
     """answer(encoder, x, delta) -> gradient of KL[p(z|x) || p(z|x + delta)] in delta, or how many are nonzero at 0."""
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
+    if isinstance(answer, Real) and not isinstance(answer, bool):
         if answer != 0:
             raise Wrong(
                 f"You say that {answer:g} components are not zero.", EXERCISES["vae_urkle.random_start"].hints[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def _scores() -> list[tuple[str, Tensor]]:
 def _number(answer: Any) -> float:
     if answer is None or answer is ...:
         raise Unanswered
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
+    if isinstance(answer, bool) or not isinstance(answer, Real):
         raise Wrong(f"The answer is a {type(answer).__name__}.", "give the number itself.")
     return float(answer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
         if not history:
             raise ValueError(f"history of {name!r} is empty, expected at least one epoch")
         epochs = [h.get("epoch", i + 1) for i, h in enumerate(history)]
-        terms = [k for k, v in history[0].items() if k != "epoch" and isinstance(v, int | float)]
+        terms = [k for k, v in history[0].items() if k != "epoch" and isinstance(v, Real)]
         terms = terms if len(terms) > 2 else [k for k in terms if k != "loss"] or terms  # a single term is the loss
         values = {term: array([h.get(term, math.nan) for h in history], term) for term in terms}
         logs[name] = log and all((v[np.isfinite(v)] > 0).all() for v in values.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 from robrep.checks import one_of
 from robrep.progress import printable
-from robrep.results.schema import METRIC, check_metric
+from robrep.results.schema import METRIC, check_metric, plain
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Metric:
             number = {"value": number.item() if hasattr(number, "item") else number}
         if not isinstance(number, Mapping):
             raise TypeError(f"{name} is {number!r}, expected a number, a mapping with 'value', or a Rate")
-        facts = {k: v for k, v in {**number, **more}.items() if v is not None}
+        facts = {k: plain(v, f"{name}: {k}") for k, v in {**number, **more}.items() if v is not None}
         metric = {k: facts[k] for k in facts if k in METRIC}
         if unknown := sorted(set(facts) - set(metric)):
             raise ValueError(f"{name} has the unknown field {unknown[0]!r}, expected some of {', '.join(METRIC)}")
