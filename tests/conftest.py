@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two workers on two cores, 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the run or the site, and run it last: a broken unit test should be seen first."""
+    """Mark what needs the run or the site, and run it last: a broken unit test should be seen first.
+
+    Within each part the order is random (pytest-randomly), so that no test comes to depend on another.
+    """
     for item in items:
         if {"demo_results", "site"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("book")
     items.sort(key=lambda item: [bool(item.get_closest_marker(name)) for name in ("book", "notebook")])
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    """After a failure, say how to run the tests in the same order again."""
+    if exitstatus and (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"The same order again: pytest -p randomly --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="session")
