@@ -71,10 +71,15 @@ def learning_rate(step: int, steps: int, warmup: int, schedule: Schedule) -> flo
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def default_accelerator() -> str:
+    """What ``ROBREP_ACCELERATOR`` in the environment says; else "cuda" where there is a GPU, and "cpu" elsewhere."""
+    return os.environ.get("ROBREP_ACCELERATOR") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def make_fabric(accelerator: str = "auto") -> Any:
     """A Lightning Fabric for one device, or for all processes if ``torchrun`` started several.
 
-    "auto" is what the environment variable ``ROBREP_ACCELERATOR`` says, else "cuda" where there is a GPU, else "cpu".
+    "auto" stands for :func:`default_accelerator`.
     """
     import logging
     import warnings
@@ -83,7 +88,7 @@ def make_fabric(accelerator: str = "auto") -> Any:
 
     world, local = (int(os.environ.get(k, 1)) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if accelerator == "auto":
-        accelerator = os.environ.get("ROBREP_ACCELERATOR") or ("cuda" if torch.cuda.is_available() else "cpu")
+        accelerator = default_accelerator()
     for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*srun.*", module="lightning.*")
@@ -233,7 +238,7 @@ def fit(
         warmup_epochs: length of the linear warm-up.
         schedule: "cosine" to zero, "constant", or "halfway", which divides the rate by ten after half of the steps.
         precision: "auto" takes the device's fastest mixed precision.
-        accelerator: "auto" (see :func:`make_fabric`), "cpu", "cuda" or another name that Fabric knows.
+        accelerator: "auto" (see :func:`default_accelerator`), "cpu", "cuda" or another name that Fabric knows.
         capture: False makes every step one by one. So do several GPUs and "16-mixed", whose scaler decides on the host.
         workers: processes that read inputs which are not a tensor; None for 8 on a GPU (or as many as there are cores),
             and 0 on a CPU.

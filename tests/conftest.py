@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = dict(os.environ)
+os.environ["ROBREP_ACCELERATOR"] = "cpu"  # what is compared bit for bit is trained there; tests marked gpu ask for cuda
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two workers on two cores, more threads only wait for each other
 
 

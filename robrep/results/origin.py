@@ -82,7 +82,9 @@ def peak_memory() -> float:
     Raises:
         OSError: neither is known, as on Windows without a GPU.
     """
-    if torch.cuda.is_available():
+    from robrep.training import default_accelerator
+
+    if default_accelerator() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         import resource

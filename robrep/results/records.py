@@ -201,6 +201,8 @@ def record(
     place = Path(live_folder() if folder is None else folder) / _name("chapter", chapter)
     path = place / f"{_name('run', run)}.json"
     payload = None if modules is None else _pack(modules)
+    from robrep.training import default_accelerator
+
     on_cuda = modules and any(p.is_cuda for m in modules.values() for p in m.parameters())
     facts = {
         "schema": SCHEMA,
@@ -215,7 +217,7 @@ def record(
         "data": plain(data, "data"),
         "metrics": {name: Metric.of(m, f"metrics.{name}").to_dict() for name, m in metrics.items()},
         "curves": plain(curves or {}, "curves"),
-        "hardware": hardware("cuda" if on_cuda or (modules is None and torch.cuda.is_available()) else "cpu"),
+        "hardware": hardware(default_accelerator() if modules is None else "cuda" if on_cuda else "cpu"),
         "versions": versions(),
         "commit": commit(),
         "code": code_hash(),
