@@ -2,162 +2,143 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode
 from robrep.attacks.threats import check_count
-from robrep.checks import check_images, check_labels, positive_int
-from robrep.data import floats
+from robrep.checks import check_images, check_labels, one_of
 from robrep.files import atomic_write, code_hash, digest
+from robrep.gaussians import wide
 from robrep.heads import device_of
-from robrep.objectives import draws_noise, predict
+from robrep.identity import identity
+from robrep.objectives import check_model, draws_noise, predict, samplers, samples_of
+from robrep.passes import Batches, Processes, autocast, images_of, integer, normal, random_state, true_float32
 from robrep.progress import Progress
-from robrep.random import fold, generator
+from robrep.random import fold
+from robrep.rates import Z95, Rate, paired_bootstrap, wilson
 from robrep.suites import SuiteAttack, as_suite
-from robrep.training import Examples, Precision, best_precision
+from robrep.training import Examples, Precision
 
-Z95 = 1.959963984540054
-
-
-def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a rate (Wilson 1927): (low, high), 95 % for the default ``z``.
-
-    Unlike the bootstrap it has a width at 0 and at n successes.
-
-    Raises:
-        ValueError: ``n`` below 1, or ``successes`` outside 0 ... n.
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes is {successes} and n is {n}, expected 0 <= successes <= n and n at least 1")
-    rate, t = successes / n, z * z / n
-    centre = (rate + t / 2) / (1 + t)
-    half = z / (1 + t) * math.sqrt(rate * (1 - rate) / n + t / (4 * n))
-    # at the ends the exact bound is the end itself; rounding would miss it
-    return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+__all__ = [
+    "Evaluation",
+    "Rate",
+    "Stage",
+    "Z95",
+    "accuracy",
+    "adversarial_images",
+    "against_radius",
+    "draws_noise",
+    "evaluate",
+    "paired_bootstrap",
+    "predict",
+    "robust_accuracy",
+    "wilson",
+]
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of images with Wilson's 95 % interval, which spans images, not training seeds.
+class _Judge:
+    """A model, its images and their labels: which images it gets right, batch by batch."""
 
-    Attributes:
-        correct: bool, shape (N,): which images count.
-        attack: the attack and its ball in words; "" for clean images.
-    """
+    def __init__(self, model: nn.Module, x: Examples, y: Tensor, seed: int, batch_size: int | None) -> None:
+        check_model(model)
+        check_labels(y, len(x))
+        self.model, self.x, self.y, self.seed, self.device = model, x, y, seed, device_of(model)
+        self.batches = Batches(model, x, self.device, batch_size)
 
-    correct: Tensor = field(repr=False)
-    attack: str = ""
+    def images(self, ids: Tensor) -> Tensor:
+        return images_of(self.x, ids).to(self.device)
 
-    def __post_init__(self) -> None:
-        if self.correct.dtype != torch.bool or self.correct.ndim != 1 or not len(self.correct):
-            came = f"{self.correct.dtype} of shape {tuple(self.correct.shape)}"
-            raise ValueError(f"correct is {came}, expected bool of shape (N,), N at least 1")
+    def labels(self, ids: Tensor) -> Tensor:
+        return self.y[ids].to(self.device)
 
-    @property
-    def n(self) -> int:
-        """Number of images."""
-        return len(self.correct)
+    @torch.no_grad()
+    def logits(self, images: Tensor, ids: Tensor) -> Tensor:
+        """In true float32, with noise that no attack has seen."""
+        with true_float32(self.device):
+            logits = predict(self.model, images, ids=ids.to(self.device), seed=fold(self.seed, "verdict"))
+        check_labels(self.y[ids], len(images), logits.shape[1])
+        return logits
 
-    @property
-    def value(self) -> float:
-        """The share in [0, 1]."""
-        return int(self.correct.sum()) / self.n
+    def right(self, ids: Tensor, images: Tensor | None = None) -> Tensor:
+        """Which of these images, by default the clean ones, are classified right; bool, on the CPU."""
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
-        return wilson(int(self.correct.sum()), self.n)
+        def work(rows: Tensor) -> Tensor:
+            some = ids[rows]
+            logits = self.logits(self.images(some) if images is None else images[rows].to(self.device), some)
+            return (logits.argmax(1) == self.labels(some)).cpu()
 
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return self.interval[0]
+        parts = [right for _, right in self.batches.run(torch.arange(len(ids)), work)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return self.interval[1]
+    def check_noise(self, state: list[Any] | None) -> None:
+        """Refuse noise that does not come from an image's id.
 
-    def first(self, n: int) -> Rate:
-        """The rate of the first ``n`` images."""
-        return Rate(self.correct[: positive_int("n", n)], self.attack)
+        Args:
+            state: the global random states before the model was called.
 
-    def to_dict(self) -> dict[str, float | int | str]:
-        """What a record keeps: value, low, high, n, attack."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "attack": self.attack}
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] of {self.n}"
-
-
-def paired_bootstrap(a: Tensor, b: Tensor, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Difference of two rates measured on the same images: (mean(a) - mean(b), low, high), 95 % by the bootstrap.
-
-    Args:
-        a, b: bool or float, shape (N,), in the same order of images.
-        draws: number of resampled image sets.
-        seed: seed of the resampling.
-
-    Raises:
-        ValueError: shapes that differ, or nothing in them.
-    """
-    positive_int("draws", draws)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}, expected the same (N,), N at least 1")
-    d = a.double().cpu() - b.double().cpu()
-    index = torch.randint(len(d), (draws, len(d)), generator=generator("bootstrap", seed))
-    low, high = torch.quantile(d[index].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return d.mean().item(), low, high
+        Raises:
+            ValueError: the model draws from the global random state; or a module in it that samples meets other noise
+                when the image is alone.
+        """
+        few, drew = torch.arange(min(len(self.x), 4)), state != random_state(self.device)
+        if not drew and not draws_noise(self.model):
+            return
+        images = self.images(few)
+        together, again = self.logits(images, few), self.logits(images, few)
+        if drew and not torch.equal(together, again):
+            raise ValueError(
+                "model draws noise from the global random state, so its number would change with the batches, expected "
+                "noise from ids and seed, as Classifier and Smoothed draw it, or a deterministic model"
+            )
+        if not draws_noise(self.model):
+            return
+        alone, spread = self.logits(images[:1], few[:1])[0], together[0].max() - together[0].min()
+        if not bool((alone - together[0]).abs().max() <= 1e-3 * spread):
+            name = ", ".join(name or "itself" for name in samplers(self.model))
+            raise ValueError(
+                f"model draws noise ({name}) that does not follow the image: alone in a batch the image gets other "
+                "logits, expected a model that keeps the images in order and takes the noise from ids and seed"
+            )
 
 
-def _batches(model: nn.Module, x: Examples, y: Tensor, batch_size: int) -> Any:
-    """(images, labels, ids) on the model's device; images as floats in [0, 1]."""
-    check_labels(y, len(x))
-    device = device_of(model)
-    for ids in torch.arange(len(x)).split(positive_int("batch_size", batch_size)):
-        yield _images(x, ids).to(device), y[ids].to(device), ids.to(device)
-
-
-@torch.no_grad()
-def _right(model: nn.Module, images: Tensor, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
-    """Which images of a batch are classified right, with noise that no attack has seen."""
-    logits = predict(model, images, ids=ids, seed=fold(seed, "verdict"))
-    check_labels(labels, len(images), logits.shape[1])
-    return logits.argmax(1) == labels
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Examples, y: Tensor, *, seed: int = 0, batch_size: int = 500) -> Rate:
-    """Share of images classified right.
+def accuracy(model: nn.Module, x: Examples, y: Tensor, *, seed: int = 0, batch_size: int | None = None) -> Rate:
+    """Share of images classified right, in true float32 (no autocast, TF32 off).
 
     Args:
         model: images to logits, in whatever mode; evaluated in evaluation mode.
         x: uint8 images, or floats in [0, 1].
         y: class indices (N,).
         seed: seed of the noise of a model that samples.
-        batch_size: images in a pass.
+        batch_size: images in a pass; None for what the memory holds (500 on a CPU).
+
+    Raises:
+        TypeError, ValueError: images or labels that do not fit, a model that gives no logits, or is on several devices.
     """
-    right = []
-    with attack_mode(model):
-        for images, labels, ids in _batches(model, x, y, batch_size):
-            right.append(_right(model, images, labels, ids, seed))
-    return Rate(torch.cat(right).cpu())
+    with torch.inference_mode(False), attack_mode(model):
+        return Rate(_Judge(model, x, y, integer("seed", seed), batch_size).right(torch.arange(len(x))))
 
 
 def adversarial_images(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Any, threat: Threat, *, ids: Tensor | None = None, seed: int = 0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Any,
+    threat: Threat,
+    *,
+    ids: Tensor | None = None,
+    seed: int = 0,
+    precision: Precision = "32-true",
 ) -> Tensor:
-    """x' in A(x) that makes ``model`` wrong: one batch, shape of ``x``.
+    """x' in A(x) that makes ``model`` wrong: one batch, shape of ``x``, in float32 if ``x`` is in half precision.
 
     A model that samples is attacked through its average: each gradient is that of -log of the mean probability over
     the model's own number of samples, with fresh noise in every step.
@@ -168,17 +149,21 @@ def adversarial_images(
         y: class indices (N,).
         attack, threat: such as ``PGD(100)`` (which climbs the cross-entropy) and ``Linf(0.1)``.
         ids, seed: name the random streams.
+        precision: of the attack's passes.
 
     Raises:
+        TypeError: ``model`` is no ``nn.Module``.
         ValueError: ``attack`` is a suite of several.
     """
     several = as_suite(attack)
     if len(several) > 1:
         raise ValueError(f"attack is a suite of {len(several)} attacks, expected a single one (see evaluate)")
+    check_model(model)
     (one,) = several
     ids = torch.arange(len(x), device=x.device) if ids is None else ids
-    with attack_mode(model):
-        return one.run(model, x, y, threat, ids=ids, seed=fold(seed, "attack"))
+    with torch.inference_mode(False), attack_mode(model), autocast(x.device, precision):
+        images = wide(normal(x)).contiguous()
+        return one.run(model, images, normal(y), threat, ids=normal(ids), seed=fold(integer("seed", seed), "attack"))
 
 
 @dataclass(frozen=True)
@@ -210,19 +195,20 @@ class Evaluation:
 
     Attributes:
         clean: accuracy on the images as they are.
-        robust: images that are right and that no attack broke, checked once more at the end.
+        robust: images that are right and that no attack broke.
         stages: what each attack did, in order.
-        x_adv: floats (N, C, H, W) on the CPU: for a broken image what broke it, for another the last that was tried.
+        x_adv: floats (N, C, H, W) on the CPU: for a broken image what broke it, for another the last that was tried;
+            None where they were not kept.
         split: of the data, in the caller's words.
         threat: the ball in words.
-        mean_code: for a model that samples, the accuracy of its mean code on the same x'.
-        unconfirmed: how many images an attack had broken that were right in the last check (they count as robust).
+        mean_code: for a model that samples, the accuracy of its mean code on the same x'; None without x'.
+        unconfirmed: how many images an attack seemed to break that were right at a second look (they count as robust).
     """
 
     clean: Rate
     robust: Rate
     stages: tuple[Stage, ...]
-    x_adv: Tensor = field(repr=False)
+    x_adv: Tensor | None = field(repr=False)
     split: str
     threat: str
     mean_code: Rate | None = None
@@ -261,9 +247,15 @@ class Evaluation:
         lines.append(f"{'all':{wide}}{self.robust}")
         if self.mean_code is not None:
             lines.append(f"{'mean code':{wide}}{self.mean_code}")
+        if self.unconfirmed:
+            lines.append(
+                f"unconfirmed: {self.unconfirmed} of {self.clean.n} images were broken at a first look and right at a "
+                "second; the model does not repeat itself, so the number is not reliable (see robrep.audit)"
+            )
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def evaluate(
     model: nn.Module,
     x: Examples,
@@ -272,27 +264,32 @@ def evaluate(
     threat: Threat,
     *,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     individually: bool = False,
     after: Rate | None = None,
     precision: Precision = "32-true",
     split: str = "test",
     progress: str | None = None,
     cache: str | os.PathLike[str] | None = None,
+    keep: bool = True,
+    spread: bool = True,
 ) -> Evaluation:
     """Attack a classifier with every attack of a suite, each on the images that are still right.
 
-    The verdict on each x' is the model's prediction, in full precision, with noise that no attack has seen. A model
-    that samples is attacked through the average of its samples. All attacks start from the clean image.
+    The verdict on each x' is the model's prediction in true float32 (no autocast, TF32 off; a model in half precision
+    computes in its own), with noise that no attack has seen. What is wrong is looked at a second time, in another
+    batch. A model that samples, wherever in ``model`` it sits, is attacked through the average of its samples. No
+    attack starts from another attack's result. Neither batches, nor precision, nor processes change a verdict on x'.
 
     Args:
-        model: images to logits; evaluated in evaluation mode.
-        x: uint8 images, or floats in [0, 1].
+        model: images to logits (N, C), or to an output that has them as ``logits``; evaluated in evaluation mode.
+        x: uint8 images, or floats in [0, 1]; half precision is attacked in float32.
         y: class indices (N,).
         attacks: the name of a suite (:data:`robrep.suites.SUITES`), one attack, or several.
         threat: the ball, such as ``Linf(8 / 255)``; with a radius for each image, N of them.
         seed: seed of all random streams.
-        batch_size: images in a pass; it does not change the result, up to rounding.
+        batch_size: images in a pass; None for what the memory holds (500 on a CPU). Where memory runs out, a batch is
+            halved and tried again. It does not change the result, up to rounding.
         individually: try every attack on all images that are right, so that each stage's numbers are those of its
             attack alone (``broken`` of ``attacked``); the worst case is the same, for more time.
         after: what an earlier evaluation of the same images left; others count as broken and are not attacked.
@@ -300,122 +297,138 @@ def evaluate(
         split: what the images are, for the table.
         progress: a name for the evaluation, shown with the number of images done; None for silence.
         cache: a folder where each attack's result on each batch is kept, so that an evaluation that was cut short goes
-            on there. Results of other settings, weights, images or of another state of ``robrep`` are not taken. An
-            attack that is a bare function is not kept: nothing tells it from another.
+            on there. Results of another model, attack or threat (code, attributes and weights; see
+            :func:`robrep.identity.identity`), of other images or another state of ``robrep`` are not taken; an attack
+            that cannot be identified is not kept, with a warning.
+        keep: whether the result has x' and the accuracy of the mean code; False where the rates are all that is wanted.
+        spread: under ``torchrun`` each process attacks its share of the images, and all get the whole result; all of
+            them must make the same call. False for processes that do work of their own.
 
     Raises:
-        TypeError, ValueError: images or labels that do not fit, an unknown suite, an ``after`` of other images, radii
-            that are not one for each image, an attack that leaves the ball, no attack that can be used at all.
+        TypeError, ValueError: images or labels that do not fit; a model that gives no logits, is on several devices or
+            draws noise that does not come from ids and seed; an unknown suite; an ``after`` of other images; radii that
+            are not one for each image; an attack that leaves the ball; no attack that can be used at all.
+        torch.OutOfMemoryError: memory runs out with a single image.
     """
-    suite, n = as_suite(attacks), len(x)
-    check_labels(y, n)
+    suite, seed, processes = as_suite(attacks), integer("seed", seed), Processes(spread)
+    one_of("precision", precision, get_args(Precision))
+    n, join = len(x), processes.join
+    judge = _Judge(model, x, y, seed, batch_size)
     if after is not None and after.n != n:
         raise ValueError(f"after is a rate of {after.n} images, expected {n}, one for each of x")
     if isinstance(threat.eps, Tensor):
         check_count("eps", threat.eps, y)
+    mine, device = processes.share(torch.arange(n)), judge.device
+    if processes.world > 1:
+        processes.agree(f"{[str(a) for a in suite]} {threat} {seed} {identity([*model.state_dict().values(), y])}")
+    state, clean = random_state(device), torch.zeros(n, dtype=torch.bool)
+    with attack_mode(model):
+        clean[mine] = judge.right(mine)
+        judge.check_noise(state)
     refusals = [attack.refuses(model, threat) for attack in suite]
     if all(refusals):
         raise ValueError(f"attacks has none that can attack this model in the {threat}: {'; '.join(refusals)}")
-    store = _Store(cache, model, x, y, suite, threat, (seed, batch_size, individually, precision), after)
-    clean = accuracy(model, x, y, seed=seed, batch_size=batch_size)
-    reachable = clean.correct if after is None else clean.correct & after.correct
-    alive = reachable.clone()
-    x_adv = torch.cat([_images(x, ids) for ids in torch.arange(n).split(batch_size)])
+    store = _Store(cache, model, x, y, suite, threat, seed, precision)
+    reachable = clean if after is None else clean & after.correct.cpu()
+    alive, doubtful = reachable.clone(), torch.zeros(n, dtype=torch.bool)
+    x_adv = _all_images(x) if keep else None
+    if x_adv is not None and processes.world > 1:
+        x_adv[~torch.isin(torch.arange(n), mine)] = 0
     stages = []
-    device = device_of(model)
-    with Progress(progress or "", n * len(suite), "image", show=progress is not None) as bar, attack_mode(model):
+
+    def results(number: int, tried: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """ids and x', from the cache or by attacking."""
+
+        def work(ids: Tensor) -> Tensor:
+            images, ball = judge.images(ids), threat.take(ids)
+            with autocast(device, precision):
+                found = suite[number].run(
+                    model, images, judge.labels(ids), ball, ids=ids.to(device), seed=fold(seed, "attack")
+                )
+            return _inside(suite[number].name, found, images, ball)
+
+        for ids, found in store.load(number, tried):
+            yield ids, found
+            tried = tried[~torch.isin(tried, ids)]
+        for ids, found in judge.batches.run(tried, work):
+            store.save(number, ids, found)
+            yield ids, found
+
+    show = progress is not None and processes.rank == 0
+    with Progress(progress or "", len(mine) * len(suite), "image", show=show) as bar, attack_mode(model):
         for number, attack in enumerate(suite):
-            began, tried = time.perf_counter(), (reachable if individually else alive).nonzero().squeeze(1)
-            why = refusals[number]
+            began, why = time.perf_counter(), refusals[number]
+            tried = mine[:0] if why else mine[(reachable if individually else alive)[mine]]
             broken = torch.zeros(n, dtype=torch.bool)
-            bar.update(n if why else n - len(tried))
-            for part, ids in enumerate(() if why or not len(tried) else tried.split(batch_size)):
-                found = store.load(number, part, ids)
-                if found is None:
-                    images, labels, on = _images(x, ids).to(device), y[ids].to(device), ids.to(device)
-                    with _autocast(device, precision):
-                        found = attack.run(model, images, labels, threat.take(ids), ids=on, seed=fold(seed, "attack"))
-                    found = store.save(number, part, ids, found.to(x_adv))
-                wrong = ~_right(model, found.to(device), y[ids].to(device), ids.to(device), seed).cpu()
+            bar.update(len(mine) - len(tried))
+            for ids, found in results(number, tried):
+                wrong, left = ~judge.right(ids, found), alive[ids]
+                look = (wrong & left).nonzero().squeeze(1).flip(0)  # broken for the first time: in another batch, too?
+                again = look[judge.right(ids[look], found[look.to(found.device)])]
+                doubtful[ids[again]], wrong[again] = True, False
                 broken[ids] = wrong
-                new = ids[alive[ids]]  # broken for the first time, or not at all
-                x_adv[new] = found[alive[ids]]
+                if x_adv is not None:
+                    x_adv[ids[left]] = found.to(x_adv)[left]
                 alive[ids[wrong]] = False
                 bar.update(len(ids))
             stages.append(
                 Stage(
                     attack.name,
                     str(attack),
-                    0 if why else len(tried),
-                    int(broken.sum()),
-                    Rate(alive.clone(), _words(attack, threat, model)),
+                    int(join(torch.tensor(len(tried)))),
+                    int(join(broken.sum())),
+                    Rate(join(alive), _words(attack, threat, model)),
                     time.perf_counter() - began,
                     why,
                 )
             )
-    _check_ball(x, x_adv, threat, batch_size)
-    still = accuracy(model, x_adv, y, seed=seed, batch_size=batch_size).correct & reachable
-    mean_model = getattr(model, "mean_code", None) if draws_noise(model) else None
-    mean_code = None if mean_model is None else accuracy(mean_model, x_adv, y, batch_size=batch_size)
+    mean_code = getattr(model, "mean_code", None) if keep and draws_noise(model) else None
+    if mean_code is not None:
+        right = torch.zeros(n, dtype=torch.bool)
+        with attack_mode(mean_code):
+            right[mine] = _Judge(mean_code, x, y, seed, judge.batches.size).right(mine, x_adv[mine])  # type: ignore[index]
+        mean_code = Rate(join(right))
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
     return Evaluation(
-        clean=clean,
-        robust=Rate(still, together),
+        clean=Rate(join(clean)),
+        robust=Rate(join(alive), together),
         stages=tuple(stages),
-        x_adv=x_adv,
+        x_adv=x_adv if x_adv is None else join(x_adv),
         split=split,
         threat=str(threat),
         mean_code=mean_code,
-        unconfirmed=int((still & ~alive).sum()),
+        unconfirmed=int(join((doubtful & alive).sum())),
     )
 
 
-def _images(x: Examples, ids: Tensor) -> Tensor:
-    return check_images(floats(x[ids]))
+def _all_images(x: Examples) -> Tensor:
+    return torch.cat([images_of(x, ids).cpu() for ids in torch.arange(len(x)).split(500)])
 
 
 def _words(attack: SuiteAttack, threat: Threat, model: nn.Module) -> str:
-    averaged = f", gradients averaged over {model.samples} samples" if getattr(model, "samples", 0) else ""
-    return f"{attack} in {threat}{averaged}"
+    samples = samples_of(model)
+    return f"{attack} in {threat}" + (f", gradients averaged over {samples} samples" if samples else "")
 
 
-def _autocast(device: torch.device, precision: Precision) -> Any:
-    kinds = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-    kind = kinds.get(best_precision(device) if precision == "auto" else precision, torch.float32)
-    return torch.autocast(device.type, kind, enabled=kind is not torch.float32)
+def _inside(name: str, found: Any, images: Tensor, ball: Threat) -> Tensor:
+    """x' in the dtype of the images; refused if an attack (perhaps the reader's own) left the ball or [0, 1].
 
-
-def _check_ball(x: Examples, x_adv: Tensor, threat: Threat, batch_size: int) -> None:
-    """Refuse what an attack (perhaps the reader's own) found outside the ball or outside [0, 1]."""
-    for ids in torch.arange(len(x)).split(batch_size):
-        found = check_images(x_adv[ids], "x_adv")
-        ball = threat.take(ids)
-        far = (ball.distance(found, _images(x, ids)) - ball.eps).max().item()
-        if far > 1e-5:
-            raise ValueError(f"x_adv leaves the {threat} by {far:.2g}, expected an attack that stays inside")
-
-
-def _bytes(t: Tensor) -> bytes:
-    return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _shown(value: Any) -> Any:
-    """All settings of an attack or a threat model, JSON-able; tensors in full."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {f.name: _shown(getattr(value, f.name)) for f in fields(value)}]
-    return repr(value)
+    It may leave the ball by what its dtype rounds.
+    """
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(f"attack {name} gives {came}, expected x' of the images' shape {tuple(images.shape)}")
+    x_adv = check_images(found.detach(), "x_adv").to(images)
+    slack = ball.distance(images + torch.finfo(found.dtype).eps, images).clamp(min=1e-5)
+    far = ball.distance(x_adv, images) - torch.as_tensor(ball.eps).to(images)
+    if bool((far > slack).any()):
+        by = far.max().item()
+        raise ValueError(f"x_adv leaves the {ball} by {by:.2g}, expected an attack ({name}) that stays inside")
+    return x_adv
 
 
 class _Store:
-    """Each attack's x' on each batch, in one folder for one evaluation; nothing at all without a cache."""
+    """Each attack's x' on each batch, in one folder for each attack; nothing at all without a cache."""
 
     def __init__(
         self,
@@ -425,57 +438,53 @@ class _Store:
         y: Tensor,
         suite: Sequence[SuiteAttack],
         threat: Threat,
-        settings: tuple[Any, ...],
-        after: Rate | None,
+        seed: int,
+        precision: Precision,
     ) -> None:
-        self.folder: Path | None = None
+        self.folders: dict[int, Path] = {}
         if cache is None:
             return
-        content = hashlib.blake2b(digest_size=16)
-        for value in (*model.parameters(), *model.buffers(), y, *([] if after is None else [after.correct])):
-            content.update(_bytes(value))
-        for ids in torch.arange(len(x)).split(1000):
-            content.update(_bytes(x[ids]))
-        # what a module does also hangs on its plain attributes (a Classifier's number of samples)
-        plain = [
-            [type(m).__qualname__, {k: repr(v) for k, v in vars(m).items() if k != "training" and _is_plain(v)}]
-            for m in model.modules()
-        ]
-        shown = [_shown(attack) for attack in suite]
-        # an attack that shows nothing but an address could not be told from another
-        self.nameless = {number for number, attack in enumerate(shown) if " at 0x" in str(attack)}
-        key = [str(model), plain, shown, _shown(threat), settings, code_hash()]
-        self.folder = Path(cache) / "evaluations" / digest([key, content.hexdigest()])[:32]
+        try:
+            images = x if isinstance(x, Tensor) or hasattr(x, "fingerprint") else _all_images(x)
+            objects = {"model": model, "threat": threat, "x": images, "y": y}
+            task = [code_hash(), seed, precision, *(identity(value, name) for name, value in objects.items())]
+        except TypeError as error:
+            warnings.warn(f"evaluate keeps nothing in the cache: {error}", stacklevel=4)
+            return
+        for number, attack in enumerate(suite):
+            try:
+                key = digest([*task, attack.name, identity(attack, f"attack {attack.name!r}")])
+            except TypeError as error:
+                warnings.warn(f"evaluate keeps no result of {attack.name} in the cache: {error}", stacklevel=4)
+                continue
+            self.folders[number] = Path(cache) / "evaluations" / key[:32]
 
-    def _path(self, number: int, part: int) -> Path | None:
-        if self.folder is None or number in self.nameless:
-            return None
-        return self.folder / f"{number}-{part}.safetensors"
-
-    def load(self, number: int, part: int, ids: Tensor) -> Tensor | None:
-        """The x' kept for these images, or None; a damaged file counts as none."""
-        path = self._path(number, part)
-        if path is None or not path.exists():
-            return None
+    def load(self, number: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What was kept of these images: some ids and their x'. A damaged file is set aside, with a warning."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            kept = load_file(path)
-        except (SafetensorError, OSError):
-            return None
-        return kept["x_adv"] if torch.equal(kept.get("ids", ids[:0]), ids) else None
+        for path in sorted(self.folders[number].glob("*.safetensors")) if number in self.folders else ():
+            try:
+                kept = load_file(path)
+                known, x_adv = kept["ids"], kept["x_adv"]
+            except (SafetensorError, OSError, KeyError) as error:
+                path.replace(path.with_suffix(".damaged"))
+                warnings.warn(f"{path} is damaged ({error}): it was set aside, and is computed anew", stacklevel=5)
+                continue
+            wanted = torch.isin(known, ids)
+            if wanted.any():
+                yield known[wanted], x_adv[wanted]
+                ids = ids[~torch.isin(ids, known)]
 
-    def save(self, number: int, part: int, ids: Tensor, x_adv: Tensor) -> Tensor:
-        """Keep x' and give it back."""
-        path = self._path(number, part)
-        if path is not None:
+    def save(self, number: int, ids: Tensor, x_adv: Tensor) -> None:
+        """Keep x'."""
+        if number in self.folders:
             from safetensors.torch import save_file
 
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                save_file({"x_adv": x_adv.contiguous(), "ids": ids}, temporary)
-        return x_adv
+            name = f"{int(ids[0]):08}-{int(ids[-1]):08}-{len(ids)}.safetensors"
+            with atomic_write(self.folders[number] / name) as temporary:
+                save_file({"x_adv": x_adv.cpu().contiguous(), "ids": ids}, temporary)
 
 
 def robust_accuracy(
@@ -486,21 +495,23 @@ def robust_accuracy(
     threat: Threat,
     *,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     after: Rate | None = None,
+    precision: Precision = "32-true",
     progress: str | None = None,
 ) -> Rate:
     """Share of images classified right both as they are and at every x' that the attacks find.
 
     Images that are wrong already are not attacked. The verdict draws noise that no attack has seen. This is
-    ``evaluate(...).robust``, where the arguments are explained.
+    ``evaluate(..., keep=False).robust``, where the arguments are explained.
 
     Returns:
         The robust accuracy against these attacks, an upper bound of the true one.
     """
     return evaluate(
-        model, x, y, attacks, threat, seed=seed, batch_size=batch_size, after=after, progress=progress
-    ).robust
+        model, x, y, attacks, threat,
+        seed=seed, batch_size=batch_size, after=after, precision=precision, progress=progress, keep=False,
+    ).robust  # fmt: skip
 
 
 def against_radius(
@@ -512,7 +523,8 @@ def against_radius(
     radii: Sequence[float],
     *,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
+    precision: Precision = "32-true",
 ) -> dict[str, list[float]]:
     """Robust accuracy against the attack's radius, as a curve that a record and a figure understand.
 
@@ -520,7 +532,7 @@ def against_radius(
     is not attacked again, and the curve cannot rise.
 
     Args:
-        model, x, y, attack, seed, batch_size: as for :func:`evaluate`.
+        model, x, y, attack, seed, batch_size, precision: as for :func:`evaluate`.
         threat: the kind of ball, such as ``Linf``.
         radii: its radii; at 0 the images stay as they are.
 
@@ -531,7 +543,9 @@ def against_radius(
     left: Rate | None = None
     for eps in sorted(set(radii)):
         if eps:
-            left = robust_accuracy(model, x, y, attack, threat(eps), seed=seed, batch_size=batch_size, after=left)
+            left = robust_accuracy(
+                model, x, y, attack, threat(eps), seed=seed, batch_size=batch_size, precision=precision, after=left
+            )
         else:
             left = accuracy(model, x, y, seed=seed, batch_size=batch_size)
         rates[eps] = left

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robrep.checks import one_of, positive_int
 from robrep.gaussians import Gaussian, wide
+from robrep.objectives import own_ids
 from robrep.random import fold, uniform
 
 #: Mean and standard deviation of ImageNet's channels, in [0, 1]: what ViT-MAE's own configuration says.
@@ -130,7 +131,7 @@ class ViTMAE(nn.Module):
             seed: seed of the masks.
         """
         if self.random:
-            ids = torch.arange(len(x), device=x.device) if ids is None else ids
+            ids = own_ids(ids, x)
             order = uniform(fold(seed, "mask"), ids, (self.patches,)).to(x.device)
         else:  # without it the library shuffles the patches, and the rounding with them
             order = torch.arange(self.patches, device=x.device, dtype=torch.float32).expand(len(x), -1)

@@ -16,6 +16,7 @@ from robrep.checks import check_labels, positive_int
 from robrep.data import floats
 from robrep.gaussians import Gaussian, wide
 from robrep.losses import cross_entropy
+from robrep.objectives import fitting, own_ids, with_noise
 from robrep.optimizers import Optimizer
 from robrep.random import fold, noise
 from robrep.regularizers import Attack
@@ -25,8 +26,22 @@ Code = Gaussian | Tensor
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter; the CPU if it has none."""
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
+    """The device of a module's parameters and buffers; the CPU if it has none.
+
+    Raises:
+        ValueError: they are on several; the message names the parts and their devices.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    devices = {t.device for _, t in tensors}
+    if len(devices) > 1:
+        parts: dict[str, list[str]] = {}
+        for name, t in tensors:
+            part, known = name.split(".")[0], parts.setdefault(str(t.device), [])
+            if part not in known:
+                known.append(part)
+        told = ", ".join(f"{', '.join(names)} on {device}" for device, names in parts.items())
+        raise ValueError(f"{type(module).__name__} has {told}, expected all of it on one device")
+    return devices.pop() if devices else torch.device("cpu")
 
 
 @torch.no_grad()
@@ -41,10 +56,10 @@ def encode(encoder: nn.Module, x: Examples, batch_size: int = 500) -> Code:
     Returns:
         A tensor (N, D) or a ``Gaussian`` of such tensors, as the encoder gives.
     """
-    device, codes = device_of(encoder), []
+    device, codes, call = device_of(encoder), [], with_noise(encoder)
     with attack_mode(encoder):
-        for ids in torch.arange(len(x)).split(batch_size):
-            codes.append(encoder(floats(x[ids]).to(device)))
+        for ids in torch.arange(len(x)).split(int(positive_int("batch_size", batch_size))):
+            codes.append(call(floats(x[ids]).to(device), ids=ids.to(device)))
     if isinstance(codes[0], Gaussian):
         return Gaussian(*(torch.cat(part) for part in zip(*codes, strict=True)))
     return torch.cat(codes)
@@ -61,8 +76,8 @@ class Classifier(nn.Module):
     Args:
         encoder: images to a tensor (N, D) or a ``Gaussian``.
         head: codes (N, D) to logits (N, C).
-        samples: S, at least 1; 0 classifies the mean of the code. An encoder that says it is deterministic
-            (``gaussian`` is False) makes it 0.
+        samples: S, at least 1; 0 classifies the mean of the code. A deterministic encoder makes it 0: at once if it
+            says so (``gaussian`` is False), else at the first pass, by what it gives.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module, samples: int = 20) -> None:
@@ -87,13 +102,15 @@ class Classifier(nn.Module):
         """
         code = self.encoder(x)
         if not isinstance(code, Gaussian):
-            return self.head(code)
+            if self.samples:
+                self.samples = 0  # nothing to sample: attacks and evaluations see that the model is deterministic
+            return self.head(fitting(self.head, code))
         if not self.samples:
-            return self.head(code.mean)
-        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+            return self.head(fitting(self.head, code.mean))
+        ids = own_ids(ids, x)
         n, d = code.mean.shape
         z = code.sample(noise(seed, ids, (self.samples, d)).transpose(0, 1))
-        logits = self.head(z.reshape(self.samples * n, d)).view(self.samples, n, -1)
+        logits = self.head(fitting(self.head, z.reshape(self.samples * n, d))).view(self.samples, n, -1)
         return wide(logits).log_softmax(-1).logsumexp(0) - math.log(self.samples)
 
 

@@ -1,12 +1,17 @@
 """What an attack on a classifier makes large: functions of (logits, labels), one score for each example.
 
 Each is above (or large) where the label loses. ``classifier_objective`` turns a model and one of them into the
-objective that every attack takes.
+objective that every attack takes. ``predict`` calls a model: what draws noise inside it gets ids and seed, and what
+comes out is checked to be logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +21,9 @@ from robrep.attacks import Objective, random_objective
 from robrep.checks import check_labels, may_look, one_of, positive_int
 from robrep.gaussians import wide
 from robrep.losses import cross_entropy
+from robrep.random import fold
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _label_and_others(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,17 +103,198 @@ def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
     return others.topk(min(positive_int("count", count), logits.shape[1] - 1), dim=1).indices
 
 
+# --- models: what goes in, what comes out, and their noise --------------------------------------------------------
+
+
+def _count(module: Any) -> int:
+    """How many samples a module averages if it takes ``ids`` and ``seed``, as a ``Classifier`` does; else 0."""
+    samples = getattr(module, "samples", 0)
+    if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
+        return 0
+    compiled = getattr(module, "_orig_mod", module)  # torch.compile hides the signature
+    taken = inspect.signature(getattr(compiled, "forward", compiled)).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    return int(samples) if anything or {"ids", "seed"} <= taken.keys() else 0
+
+
+def samplers(model: Any) -> dict[str, Any]:
+    """The outermost modules of ``model`` that draw noise, by their names; "" is ``model`` itself.
+
+    They have a number ``samples`` above 0 and take ``ids`` and ``seed``, as a :class:`~robrep.heads.Classifier` does.
+    """
+    if _count(model):
+        return {"": model}
+    found = {}
+    for name, child in model.named_children() if isinstance(model, nn.Module) else ():
+        found |= {f"{name}.{inner}".removesuffix("."): sampler for inner, sampler in samplers(child).items()}
+    return found
+
+
 def draws_noise(model: Any) -> bool:
-    """Whether ``model`` takes ``ids`` and ``seed``: its ``samples``, as a ``Classifier`` has them, are above 0."""
-    return getattr(model, "samples", 0) > 0
+    """Whether ``model``, or a module somewhere inside it, draws noise from ``ids`` and ``seed``."""
+    return bool(samplers(model))
 
 
-def predict(model: nn.Module, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
-    """``model(x)``, with ids and seed if it draws noise (a :class:`~robrep.heads.Classifier` or its like)."""
-    return model(x, ids=ids, seed=seed) if draws_noise(model) else model(x)
+def samples_of(model: Any) -> int:
+    """How many samples the model averages; 0 if it draws no noise."""
+    return max(map(_count, samplers(model).values()), default=0)
 
 
-def classifier_objective(model: nn.Module, loss: str | Callable[..., Tensor] = "cross_entropy") -> Objective:
+_called: ContextVar[bool] = ContextVar("called", default=False)
+
+
+def own_ids(ids: Tensor | None, x: Tensor) -> Tensor:
+    """The ``ids`` that a module which draws noise was given; 0 ... N - 1 if it was given none.
+
+    Raises:
+        ValueError: it was given none by a model that is attacked or evaluated: the attack and the verdict would share
+            their noise.
+    """
+    if ids is not None:
+        return ids
+    if _called.get():
+        raise ValueError(
+            "model calls a module that draws noise without ids and seed, expected it to be a submodule with a number "
+            "``samples`` (not in a list or a closure), or a forward(x, *, ids, seed) of the model that passes them on"
+        )
+    return torch.arange(len(x), device=x.device)
+
+
+def fitting(module: Any, x: Tensor) -> Tensor:
+    """Floating-point ``x`` in the dtype of the module's first parameter, so that float32 images enter a model in half
+    precision; anything else as it is."""
+    parameters = module.parameters() if isinstance(module, nn.Module) and x.is_floating_point() else ()
+    dtype = next((p.dtype for p in parameters if p.dtype in FLOATS), x.dtype)
+    return x.to(dtype)
+
+
+@contextmanager
+def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> Iterator[None]:
+    """Meanwhile, the modules ``found`` inside ``model`` get ids and seed with each call, another seed in each."""
+    calls: dict[str, int] = {}
+
+    def hook(name: str) -> Any:
+        def hand(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+            if given.get("ids") is not None:
+                return None
+            rows = next((len(t) for t in (*args, *given.values()) if isinstance(t, Tensor) and t.ndim), 0)
+            if rows != n:
+                raise ValueError(
+                    f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {n} images, "
+                    "expected one row for each image, in order; or give the model a number ``samples`` and a "
+                    "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
+                )
+            calls[name] = calls.get(name, -1) + 1
+            return args, given | {"ids": ids, "seed": fold(seed, "call", calls[name]) if calls[name] else seed}
+
+        return hand
+
+    # what compiles, or splits the batch, would not see the hooks: it calls what it wraps instead
+    inside = {id(m) for sampler in found.values() for m in sampler.modules()}
+    wrappers = [m for m in model.modules() if id(m) not in inside and _wrapped(m) is not None]
+    called = [m for m in model.modules() if id(m) not in inside or m in found.values()]
+    compiled = [m for m in called if getattr(m, "_compiled_call_impl", None) is not None]
+    calls_of = [m._compiled_call_impl for m in compiled]
+    forwards = [m.__dict__.get("forward") for m in wrappers]
+    handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in found.items()]
+    try:
+        for m in compiled:
+            m._compiled_call_impl = None
+        for m in wrappers:
+            m.forward = _wrapped(m).__call__  # type: ignore[union-attr,method-assign]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for m, implementation in zip(compiled, calls_of, strict=True):
+            m._compiled_call_impl = implementation
+        for m, forward in zip(wrappers, forwards, strict=True):
+            if forward is None:
+                del m.forward
+            else:
+                m.forward = forward
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    return module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
+
+
+def with_noise(model: Any) -> Callable[..., Any]:
+    """``call(x, ids=None, seed=0)``: what ``model`` gives for x, with ids and seed for whatever draws noise inside.
+
+    A sampling module is found wherever it sits among the model's submodules. A compiled or data-parallel wrapper
+    around it is passed by, so that the noise is that of the bare model.
+
+    Raises (the function):
+        ValueError: a module that draws noise is hidden, or called on other rows than the images in order.
+    """
+    found = samplers(model)
+
+    def call(x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Any:
+        token = _called.set(True)
+        try:
+            x = fitting(model, x)
+            if not found:
+                return model(x)
+            ids = torch.arange(len(x), device=x.device) if ids is None else ids
+            if "" in found:
+                return model(x, ids=ids, seed=seed)
+            with _handed_down(model, found, len(x), ids, seed):
+                return model(x)
+        finally:
+            _called.reset(token)
+
+    return call
+
+
+def as_logits(output: Any, n: int) -> Tensor:
+    """Logits (N, C) from what a model gave for N images; the ``logits`` of a Hugging Face ``ModelOutput``.
+
+    Raises:
+        TypeError, ValueError: it is no floating-point tensor (N, C) of at least 2 classes.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    expected = f"expected logits: a floating-point tensor of shape ({n}, C), with at least 2 classes"
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model gives a {type(output).__name__}, {expected}")
+    if not logits.is_floating_point():
+        raise TypeError(f"model gives {logits.dtype} of shape {tuple(logits.shape)}, {expected}")
+    if logits.ndim != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        one = logits.numel() == n
+        hint = " (a single logit z of class 1 stands for the two logits 0 and z: concatenate them)" if one else ""
+        raise ValueError(f"model gives shape {tuple(logits.shape)}, {expected}{hint}")
+    return logits
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be evaluated as a classifier.
+
+    Raises:
+        TypeError: it is no ``nn.Module``.
+        ValueError: its parameters were made in inference mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected an nn.Module that maps images (N, C, H, W) to logits (N, C); "
+            "put a function into the forward of one"
+        )
+    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "model has weights made inside torch.inference_mode(), which let no gradient through, expected a model "
+            "built and loaded outside of it"
+        )
+
+
+def predict(model: Any, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
+    """The model's logits (N, C) for images (N, C, H, W), with ids and seed for whatever draws noise inside it.
+
+    Raises:
+        TypeError, ValueError: as for :func:`as_logits` and :func:`with_noise`.
+    """
+    return as_logits(with_noise(model)(x, ids=ids, seed=seed), len(x))
+
+
+def classifier_objective(model: Any, loss: str | Callable[..., Tensor] = "cross_entropy") -> Objective:
     """``objective(x', y)``, or ``objective(x', y, target)`` for a targeted loss: what makes ``model`` wrong.
 
     A deterministic model's objective also says which examples are misclassified, so that they can leave early. A model
@@ -120,16 +309,17 @@ def classifier_objective(model: nn.Module, loss: str | Callable[..., Tensor] = "
         ValueError: an unknown name.
     """
     score = LOSSES[one_of("loss", loss, LOSSES)] if isinstance(loss, str) else loss
+    call = with_noise(model)
     if draws_noise(model):
 
         @random_objective
         def averaged(x_: Tensor, y_: Tensor, *target: Tensor, ids: Tensor, seed: int) -> Tensor:
-            return score(model(x_, ids=ids, seed=seed), y_, *target)
+            return score(as_logits(call(x_, ids=ids, seed=seed), len(x_)), y_, *target)
 
         return averaged
 
     def objective(x_: Tensor, y_: Tensor, *target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(x_)
+        logits = as_logits(call(x_), len(x_))
         return score(logits, y_, *target), logits.detach().argmax(1) != y_
 
     return objective

@@ -34,7 +34,7 @@ CHUNK = 100  # votes drawn at a time from one stream; another number means other
 
 
 def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}, expected a number above 0")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value}, expected a finite number above 0")
@@ -42,9 +42,9 @@ def _positive(name: str, value: float) -> float:
 
 
 def _level(alpha: float) -> float:
-    if not isinstance(alpha, float) or not 0 < alpha < 1:
+    if not isinstance(alpha, Real) or not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha!r}, expected a number between 0 and 1, such as 0.001")
-    return alpha
+    return float(alpha)
 
 
 def clopper_pearson_low(successes: Tensor, n: int, alpha: float = 0.001) -> Tensor:
@@ -78,9 +78,8 @@ def _logits(model: nn.Module, noisy: Tensor, ids: Tensor, seed: int, batch_size:
     n, k = noisy.shape[:2]
     streams = (ids[:, None] * k + torch.arange(k, device=ids.device)).flatten()
     parts = zip(noisy.flatten(0, 1).split(batch_size), streams.split(batch_size), strict=True)
-    if draws_noise(model):
-        return torch.cat([model(x, ids=i, seed=fold(seed, "model")) for x, i in parts]).unflatten(0, (n, k))
-    return torch.cat([model(x) for x, _ in parts]).unflatten(0, (n, k))
+    call, seed = with_noise(model), fold(seed, "model")
+    return torch.cat([as_logits(call(x, ids=i, seed=seed), len(x)) for x, i in parts]).unflatten(0, (n, k))
 
 
 class Smoothed(nn.Module):
@@ -113,7 +112,7 @@ class Smoothed(nn.Module):
             ids: int64 (N,), naming the images' noise; 0 ... N - 1 if None.
             seed: seed of the noise.
         """
-        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        ids = own_ids(ids, x)
         noisy = x[:, None] + self.sigma * noise(fold(seed, "smoothing"), ids, (self.samples, *x.shape[1:])).to(x)
         logits = _logits(self.model, noisy, ids, seed, self.samples * len(x))
         return wide(logits).log_softmax(-1).logsumexp(1) - math.log(self.samples)
@@ -128,7 +127,7 @@ def votes(
     *,
     ids: Tensor | None = None,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     progress: str | None = None,
 ) -> Tensor:
     """How often the model says each class about x + sigma n, evaluated in evaluation mode.
@@ -140,7 +139,8 @@ def votes(
         n: votes for each image.
         ids: int64 (N,), naming the images' random streams; 0 ... N - 1 if None.
         seed: seed of the streams.
-        batch_size: noisy images in a pass. It does not change the result, up to the model's own rounding.
+        batch_size: noisy images in a pass; None for what the memory holds (500 on a CPU). It does not change the
+            result, up to the model's own rounding.
         progress: a name for the count, shown with the number of images done; None for silence.
 
     Returns:
@@ -150,13 +150,17 @@ def votes(
         ValueError, TypeError: an argument out of its range.
         FloatingPointError: the model gives what is not a number.
     """
-    _positive("sigma", sigma)
-    positive_int("n", n)
-    positive_int("batch_size", batch_size)
+    sigma, n, seed = _positive("sigma", sigma), int(positive_int("n", n)), integer("seed", seed)
+    check_model(model)
     ids = torch.arange(len(x)) if ids is None else ids
     if ids.shape != (len(x),):
         raise ValueError(f"ids has shape {tuple(ids.shape)}, expected ({len(x)},), one for each image")
-    device, counts = device_of(model), []
+    device = device_of(model)
+    batches, counts = Batches(model, x, device, batch_size), []
+
+    def said(noisy: Tensor, at: Tensor, stream: int) -> Tensor:
+        """The class of each noisy image, (N, CHUNK), and the number of classes."""
+
     with Progress(progress or "", len(x), "image", show=progress is not None) as bar, attack_mode(model):
         for at in torch.arange(len(x)).split(max(1, batch_size // CHUNK)):
             batch = x[at]
@@ -223,7 +227,7 @@ def certify(
     alpha: float = 0.001,
     ids: Tensor | None = None,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     progress: str | None = None,
 ) -> Certificate:
     """Certify each image's class and l2 radius for the smoothed model (Cohen et al. 2019, CERTIFY).

@@ -137,7 +137,7 @@ class FAB:
             raise ImportError("the attack FAB-T needs pyautoattack: pip install pyautoattack") from error
 
         def logits(v: Tensor) -> Tensor:  # it computes in float32
-            return model(v.to(x)).float()
+            return predict(model, v.to(x)).float()
 
         with torch.no_grad():
             classes = logits(x[:1]).shape[1]

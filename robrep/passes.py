@@ -1,0 +1,221 @@
+"""Passes of a model over images: batches that fit the memory, precision, processes that share the work."""
+
+from __future__ import annotations
+
+import operator
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robrep.attacks import attack_mode
+from robrep.checks import check_images, one_of, positive_int
+from robrep.data import floats
+from robrep.gaussians import wide
+from robrep.objectives import with_noise
+from robrep.training import Examples, Precision, best_precision
+
+T = TypeVar("T")
+CPU_BATCH = 500
+LARGEST = 8192  # images in a pass on a GPU; more are not faster
+COPIES = 16  # of the images, which an attack holds beside the model's activations
+OutOfMemory: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # torch 2.4
+
+
+def integer(name: str, value: Any) -> int:
+    """An integer of any kind (of numpy, or in a tensor) as an int.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} is {value!r}, expected an integer") from error
+
+
+def images_of(x: Examples, ids: Tensor) -> Tensor:
+    """Images as floats in [0, 1], in float32 or float64, contiguous; checked."""
+    return wide(check_images(floats(x[ids]))).contiguous()
+
+
+def normal(t: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy if it was made inside ``torch.inference_mode()``."""
+    return t.clone() if t.is_inference() else t
+
+
+def random_state(device: torch.device) -> list[Any]:
+    """The global random states of torch, numpy and Python, to be compared."""
+    torches = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [*(t.tolist() for t in torches), str(np.random.get_state(legacy=False)), random.getstate()]
+
+
+# --- precision ----------------------------------------------------------------------------------------------------
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context of an attack's passes; "32-true" switches a caller's autocast off.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    one_of("precision", precision, get_args(Precision))
+    kinds = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+    kind = kinds.get(best_precision(device) if precision == "auto" else precision)
+    return torch.autocast(device.type, kind, enabled=kind is not None)
+
+
+@contextmanager
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Float32 means float32 for the time of a verdict: no autocast, no TF32; the global settings come back."""
+    b = torch.backends
+    with torch.autocast(device.type, enabled=False):
+        if not hasattr(b.cuda.matmul, "fp32_precision"):  # torch before 2.9
+            before = torch.get_float32_matmul_precision(), b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32
+            try:
+                torch.set_float32_matmul_precision("highest")
+                b.cudnn.allow_tf32 = False
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before[0])
+                b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32 = before[1:]
+            return
+        units: list[Any] = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
+        precisions = [unit.fp32_precision for unit in units]
+        try:
+            for unit in units:
+                unit.fp32_precision = "ieee"
+            yield
+        finally:
+            for unit, precision in zip(units, precisions, strict=True):
+                unit.fp32_precision = precision
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, OutOfMemory) or "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
+
+
+class Batches:
+    """How many images go into a pass: as many as were asked for or fit, halved where memory runs out.
+
+    Args:
+        model: images to logits.
+        x: its images.
+        device: where it is.
+        size: images in a pass; None for 500 on a CPU, and for what half of the free memory holds on a GPU.
+    """
+
+    def __init__(self, model: nn.Module, x: Examples, device: torch.device, size: int | None) -> None:
+        self.device = device
+        self.size = CPU_BATCH if size is None else int(positive_int("batch_size", size))
+        if size is None and device.type == "cuda":
+            self.size = _fits(model, images_of(x, torch.arange(min(len(x), 16))).to(device))
+
+    def run(self, ids: Tensor, work: Callable[[Tensor], T]) -> Iterator[tuple[Tensor, T]]:
+        """``work`` on parts of ``ids``, each with its result; a part that memory is too small for is halved.
+
+        Raises:
+            torch.OutOfMemoryError: memory runs out with a single image.
+        """
+        while len(ids):
+            part = ids[: self.size]
+            try:
+                result = work(part)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise OutOfMemory(
+                        f"memory of {self.device} runs out at a batch size of 1, expected room for one image, the "
+                        "model and the attack: free memory, or take a smaller model or precision='bf16-mixed'"
+                    ) from error
+                self.size = len(part) // 2
+            else:
+                yield part, result
+                ids = ids[len(part) :]
+                continue
+            if self.device.type == "cuda":  # here nothing holds on to the failed pass
+                torch.cuda.empty_cache()
+
+
+def _fits(model: nn.Module, few: Tensor) -> int:
+    """How many images a pass with a gradient can take, by what it took for a few."""
+    device = few.device
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with attack_mode(model), torch.enable_grad():
+        output = with_noise(model)(few.requires_grad_())
+        score = getattr(output, "logits", output)
+        if isinstance(score, Tensor) and score.requires_grad:
+            torch.autograd.grad(score.float().sum(), few)
+    used = torch.cuda.max_memory_allocated(device) - before
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
+    return images_in(free, used / len(few) + COPIES * few[0].nbytes)
+
+
+def images_in(free: int, each: float) -> int:
+    """Images that half of the free memory (bytes) holds, if each takes so much: 1 ... 8192."""
+    return int(min(max(free / 2 / each, 1), LARGEST))
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """The processes that ``torchrun`` started; each takes every k-th image, and all learn all verdicts.
+
+    Args:
+        spread: False for this process alone.
+    """
+
+    def __init__(self, spread: bool) -> None:
+        import torch.distributed as dist
+
+        self.rank, self.world = 0, 1
+        if not spread or not dist.is_available():
+            return
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if dist.is_initialized():
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def share(self, ids: Tensor) -> Tensor:
+        """The images of this process."""
+        return ids[self.rank :: self.world]
+
+    def agree(self, what: str) -> None:
+        """Refuse processes that evaluate different things, whose verdicts do not belong together.
+
+        Raises:
+            ValueError: ``what`` is not the same everywhere.
+        """
+        if self.world > 1:
+            import torch.distributed as dist
+
+            said: list[Any] = [None] * self.world
+            dist.all_gather_object(said, what)
+            if len(set(said)) > 1:
+                raise ValueError(
+                    f"the {self.world} processes evaluate different models, images or attacks, expected the same in "
+                    "all of them; or spread=False, where each does work of its own"
+                )
+
+    def join(self, t: Tensor) -> Tensor:
+        """A tensor of which each process knows the rows of its own images, and has zeros elsewhere: all of its rows."""
+        if self.world == 1:
+            return t
+        import torch.distributed as dist
+
+        device = "cpu" if "cpu" in str(dist.get_backend_config()) else "cuda"
+        whole = (t.int() if t.dtype == torch.bool else t).to(device, copy=True)
+        dist.all_reduce(whole)
+        return whole.to(t)
