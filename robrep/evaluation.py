@@ -377,7 +377,7 @@ def evaluate(
                     str(attack),
                     int(join(torch.tensor(len(tried)))),
                     int(join(broken.sum())),
-                    Rate(join(alive), _words(attack, threat, model)),
+                    Rate(join(alive.clone()), _words(attack, threat, model)),
                     time.perf_counter() - began,
                     why,
                 )

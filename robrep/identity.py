@@ -102,7 +102,7 @@ class _Parts:
         elif isinstance(value, types.ModuleType):
             yield value.__name__.encode()
             if _readers(value.__name__) and getattr(value, "__file__", None):
-                yield Path(value.__file__).read_bytes()
+                yield Path(str(value.__file__)).read_bytes()
         elif isinstance(value, type):
             yield from self._class(value, name)
         elif isinstance(value, types.FunctionType):

@@ -124,7 +124,7 @@ def samplers(model: Any) -> dict[str, Any]:
     """
     if _count(model):
         return {"": model}
-    found = {}
+    found: dict[str, Any] = {}
     for name, child in model.named_children() if isinstance(model, nn.Module) else ():
         found |= {f"{name}.{inner}".removesuffix("."): sampler for inner, sampler in samplers(child).items()}
     return found
@@ -191,24 +191,24 @@ def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, s
 
     # what compiles, or splits the batch, would not see the hooks: it calls what it wraps instead
     inside = {id(m) for sampler in found.values() for m in sampler.modules()}
-    wrappers = [m for m in model.modules() if id(m) not in inside and _wrapped(m) is not None]
+    wrappers = [(m, inner) for m in model.modules() if id(m) not in inside and (inner := _wrapped(m)) is not None]
     called = [m for m in model.modules() if id(m) not in inside or m in found.values()]
     compiled = [m for m in called if getattr(m, "_compiled_call_impl", None) is not None]
     calls_of = [m._compiled_call_impl for m in compiled]
-    forwards = [m.__dict__.get("forward") for m in wrappers]
+    forwards = [m.__dict__.get("forward") for m, _ in wrappers]
     handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in found.items()]
     try:
         for m in compiled:
             m._compiled_call_impl = None
-        for m in wrappers:
-            m.forward = _wrapped(m).__call__  # type: ignore[union-attr,method-assign]
+        for m, inner in wrappers:
+            m.forward = inner.__call__  # type: ignore[method-assign]
         yield
     finally:
         for handle in handles:
             handle.remove()
         for m, implementation in zip(compiled, calls_of, strict=True):
             m._compiled_call_impl = implementation
-        for m, forward in zip(wrappers, forwards, strict=True):
+        for (m, _), forward in zip(wrappers, forwards, strict=True):
             if forward is None:
                 del m.forward
             else:

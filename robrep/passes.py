@@ -73,7 +73,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 @contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
     """Float32 means float32 for the time of a verdict: no autocast, no TF32; the global settings come back."""
-    b = torch.backends
+    b: Any = torch.backends
     with torch.autocast(device.type, enabled=False):
         if not hasattr(b.cuda.matmul, "fp32_precision"):  # torch before 2.9
             before = torch.get_float32_matmul_precision(), b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32
@@ -85,7 +85,7 @@ def true_float32(device: torch.device) -> Iterator[None]:
                 torch.set_float32_matmul_precision(before[0])
                 b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32 = before[1:]
             return
-        units: list[Any] = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
+        units = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
         precisions = [unit.fp32_precision for unit in units]
         try:
             for unit in units:

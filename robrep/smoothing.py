@@ -14,19 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from robrep.attacks import attack_mode
-from robrep.checks import check_images, check_labels, nonnegative, positive_int
-from robrep.data import floats
-from robrep.evaluation import wilson
+from robrep.checks import check_labels, nonnegative, positive_int
 from robrep.gaussians import wide
 from robrep.heads import device_of
-from robrep.objectives import draws_noise
+from robrep.objectives import as_logits, check_model, own_ids, with_noise
+from robrep.passes import Batches, images_of, integer
 from robrep.progress import Progress
 from robrep.random import fold, noise
+from robrep.rates import wilson
 from robrep.training import Examples
 
 ABSTAIN = -1
@@ -73,13 +74,19 @@ def clopper_pearson_low(successes: Tensor, n: int, alpha: float = 0.001) -> Tens
     return torch.where(k == 0, 0.0, bound.reshape(k.shape))
 
 
-def _logits(model: nn.Module, noisy: Tensor, ids: Tensor, seed: int, batch_size: int) -> Tensor:
+def _logits(model: nn.Module, noisy: Tensor, ids: Tensor, seed: int, batches: Batches | None = None) -> Tensor:
     """Logits (N, K, C) of noisy images (N, K, C, H, W); a model that samples draws anew for every one of them."""
     n, k = noisy.shape[:2]
     streams = (ids[:, None] * k + torch.arange(k, device=ids.device)).flatten()
-    parts = zip(noisy.flatten(0, 1).split(batch_size), streams.split(batch_size), strict=True)
-    call, seed = with_noise(model), fold(seed, "model")
-    return torch.cat([as_logits(call(x, ids=i, seed=seed), len(x)) for x, i in parts]).unflatten(0, (n, k))
+    call, flat, seed = with_noise(model), noisy.flatten(0, 1), fold(seed, "model")
+
+    def work(rows: Tensor) -> Tensor:
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        return as_logits(call(flat[part], ids=streams[part], seed=seed), len(rows))
+
+    rows = torch.arange(n * k, device="cpu")
+    parts = [work(rows)] if batches is None else [part for _, part in batches.run(rows, work)]
+    return torch.cat(parts).unflatten(0, (n, k))
 
 
 class Smoothed(nn.Module):
@@ -102,7 +109,7 @@ class Smoothed(nn.Module):
 
     def __init__(self, model: nn.Module, sigma: float, samples: int = 20) -> None:
         super().__init__()
-        self.model, self.sigma, self.samples = model, _positive("sigma", sigma), positive_int("samples", samples)
+        self.model, self.sigma, self.samples = model, _positive("sigma", sigma), int(positive_int("samples", samples))
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-probabilities (N, C).
@@ -114,7 +121,7 @@ class Smoothed(nn.Module):
         """
         ids = own_ids(ids, x)
         noisy = x[:, None] + self.sigma * noise(fold(seed, "smoothing"), ids, (self.samples, *x.shape[1:])).to(x)
-        logits = _logits(self.model, noisy, ids, seed, self.samples * len(x))
+        logits = _logits(self.model, noisy, ids, seed)
         return wide(logits).log_softmax(-1).logsumexp(1) - math.log(self.samples)
 
 
@@ -155,23 +162,18 @@ def votes(
     ids = torch.arange(len(x)) if ids is None else ids
     if ids.shape != (len(x),):
         raise ValueError(f"ids has shape {tuple(ids.shape)}, expected ({len(x)},), one for each image")
-    device = device_of(model)
-    batches, counts = Batches(model, x, device, batch_size), []
-
-    def said(noisy: Tensor, at: Tensor, stream: int) -> Tensor:
-        """The class of each noisy image, (N, CHUNK), and the number of classes."""
-
+    device, counts = device_of(model), []
+    batches = Batches(model, x, device, batch_size)
     with Progress(progress or "", len(x), "image", show=progress is not None) as bar, attack_mode(model):
-        for at in torch.arange(len(x)).split(max(1, batch_size // CHUNK)):
-            batch = x[at]
-            images = check_images(floats(batch)).to(device)
+        for at in torch.arange(len(x)).split(max(1, batches.size // CHUNK)):
+            images = images_of(x, at).to(device)
             total: Tensor | int = 0
             for chunk in range(math.ceil(n / CHUNK)):
                 stream, keep = fold(seed, "votes", chunk), min(CHUNK, n - chunk * CHUNK)
                 # always a whole chunk of noise, so that a vote's noise does not hang on how many are counted
                 noisy = noise(stream, ids[at].cpu(), (CHUNK, *images.shape[1:]))
                 noisy = noisy.to(images).mul_(sigma).add_(images[:, None])
-                said = _logits(model, noisy, ids[at].to(device), stream, batch_size)[:, :keep]
+                said = _logits(model, noisy, ids[at].to(device), stream, batches)[:, :keep]
                 if said.isnan().any():
                     raise FloatingPointError("the model's logits are not a number for at least one noisy image")
                 total = total + nn.functional.one_hot(said.argmax(-1), said.shape[-1]).sum(1)
@@ -250,9 +252,8 @@ def certify(
     Raises:
         ValueError, TypeError: an argument out of its range.
     """
-    _level(alpha)
-    positive_int("n0", n0)
-    positive_int("n", n)
+    alpha, seed = _level(alpha), integer("seed", seed)
+    n0, n = int(positive_int("n0", n0)), int(positive_int("n", n))
     # one noise for selection, another for estimation: else the class would be chosen to fit the noise that judges it
     first = votes(model, x, sigma, n0, ids=ids, seed=fold(seed, "select"), batch_size=batch_size).argmax(1)
     counts = votes(model, x, sigma, n, ids=ids, seed=fold(seed, "estimate"), batch_size=batch_size, progress=progress)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf, Square
-from robrep.evaluation import Evaluation, Rate, _shown, accuracy, against_radius, evaluate, robust_accuracy
+from robrep.evaluation import Evaluation, Rate, accuracy, against_radius, evaluate, robust_accuracy
 from robrep.random import fold, noise
 from robrep.suites import ClassifierAttack
 
@@ -202,8 +205,10 @@ def test_what_the_last_check_does_not_confirm() -> None:
         return x
 
     result = evaluate(Moody(), X, Y, nothing, Linf(0.1))
-    broken = result.stages[0].broken
-    assert 0 < broken == result.unconfirmed and torch.equal(result.robust.correct, result.clean.correct)
+    assert result.unconfirmed == 45 and result.stages[0].broken == 0
+    assert torch.equal(result.robust.correct, result.clean.correct) and result.to_dict()["unconfirmed"] == 45
+    assert "unconfirmed: 45 of 50 images were broken at a first look and right at a second" in str(result)
+    assert "unconfirmed" not in str(evaluate(Rowwise(), X, Y, nothing, Linf(0.1)))
 
 
 @pytest.mark.parametrize(
@@ -237,6 +242,11 @@ class Fragile:
     def __repr__(self) -> str:
         return repr(self.search)
 
+    @property
+    def fingerprint(self) -> str:
+        """What it finds does not depend on what it counts."""
+        return repr(self.search)
+
 
 def fragile(fails_at: int | None) -> tuple[list[ClassifierAttack], list[Fragile]]:
     searches = [Fragile(PGD(3)), Fragile(PGD(5), fails_at)]
@@ -255,14 +265,24 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, kind: type) -> None:
     assert [s.calls for s in searches] == [0, parts - 2]
     assert same(evaluate(kind(), X, Y, suite, Linf(0.02), batch_size=5, cache=tmp_path), whole)
     assert [s.calls for s in searches] == [0, parts - 2], "attacked again"
-    # damaged files count as none
-    files = sorted(tmp_path.rglob("0-*.safetensors"))
-    assert len(files) == first > 4 and len(list(tmp_path.rglob("*"))) == first + parts + 2
+    # another suite takes what the same attack has found
+    evaluate(kind(), X, Y, suite[:1], Linf(0.02), batch_size=5, cache=tmp_path)
+    assert [s.calls for s in searches] == [0, parts - 2]
+    # damaged files are set aside, with a line that says so
+    (folder,) = (f for f in (tmp_path / "evaluations").iterdir() if len(list(f.iterdir())) == first)
+    files = sorted(folder.iterdir())
+    assert first > 4 and len(list(tmp_path.rglob("*.safetensors"))) == first + parts
     files[0].write_bytes(b"")
     files[1].write_bytes(files[1].read_bytes()[:-50])
     files[2].write_bytes(b"nonsense" * 20)
     shutil.copy(files[-1], files[3])  # of other images
-    assert same(evaluate(kind(), X, Y, suite, Linf(0.02), batch_size=5, cache=tmp_path), whole)
+    with pytest.warns(UserWarning, match="is damaged .*: it was set aside, and is computed anew") as lines:
+        assert same(evaluate(kind(), X, Y, suite, Linf(0.02), batch_size=5, cache=tmp_path), whole)
+    assert [s.calls for s in searches] == [4, parts - 2] and len(lines) == 3
+    assert len(list(folder.glob("*.damaged"))) == 3 and len(list(folder.glob("*.safetensors"))) == first
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(evaluate(kind(), X, Y, suite, Linf(0.02), batch_size=5, cache=tmp_path), whole)
     assert [s.calls for s in searches] == [4, parts - 2]
 
 
@@ -292,7 +312,7 @@ def test_a_cache_is_not_shared(tmp_path: Path) -> None:
         {"model": Settings(-1)},
         {"model": Settings(shift=0.01)},
         {"seed": 1},
-        {"batch_size": 49},
+        {"precision": "bf16-mixed"},
         {"threat": Linf(0.021)},
         {"threat": L2(0.02)},
         {"threat": Linf(torch.full((50,), 0.02))},
@@ -301,8 +321,6 @@ def test_a_cache_is_not_shared(tmp_path: Path) -> None:
         {"x": X.float().double()},
         {"y": Y.roll(1)},
         {"search": PGD(3)},
-        {"after": Rate(torch.arange(50) < 40)},
-        {"individually": True},
     ):
         assert calls(**change) > 0, change
         assert calls(**change) == 0, change
@@ -310,20 +328,77 @@ def test_a_cache_is_not_shared(tmp_path: Path) -> None:
     other.w.data[0, 0] += 1e-9
     assert calls(other) == 1
     assert calls() == 0
-    sizes = [PGD(2, torch.full((2000,), size, dtype=torch.float64)) for size in (0.01, 0.01000001)]
-    assert _shown(sizes[0]) != _shown(sizes[1]), "tensors are shown in full"
+    # x' of an image does not depend on these
+    for change in (
+        {"batch_size": 7},
+        {"after": Rate(torch.arange(50) < 40)},
+        {"individually": True},
+        {"split": "validation"},
+        {"keep": False},
+    ):
+        assert calls(**change) == 0, change
 
 
-def test_an_attack_without_a_name_is_not_kept(tmp_path: Path) -> None:
-    calls = []
+def changed(shift: float) -> list[Any]:
+    """A reader's attack, threat and model, whose code is the same text with another number in it."""
 
-    def attack(objective: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        calls.append(len(x))
-        return x
+    def attack(objective: Any, x: Tensor, threat: Any, *given: Any, **keywords: Any) -> Tensor:
+        return (x + shift).clamp(0, 1)
+
+    @dataclass(frozen=True)
+    class Ball(Linf):
+        def projection(self, x: Tensor) -> Any:
+            project = super().projection(x)
+            return lambda x_adv: project(x_adv + shift)
+
+    class Shifted(Rowwise):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + shift)
+
+    return [attack, Ball(0.1), Shifted()]
+
+
+@pytest.mark.parametrize("part", ["attack", "threat", "model"])
+def test_edited_code_is_not_taken_from_the_cache(tmp_path: Path, part: str) -> None:
+    """faults/stale_evaluation_cache.py: the cell is edited and run again."""
+    found = []
+    for shift in (0.0, 0.05):
+        attack, ball, model = changed(shift)
+        arguments = {
+            "model": model if part == "model" else Rowwise(),
+            "attacks": attack if part == "attack" else PGD(2),
+            "threat": ball if part == "threat" else Linf(0.1),
+        }
+        fresh, kept = (evaluate(x=X, y=Y, cache=cache, **arguments) for cache in (None, tmp_path))
+        assert same(fresh, kept)
+        found.append(kept)
+    assert len(list((tmp_path / "evaluations").iterdir())) == 2 and not same(*found)
+
+
+def test_what_cannot_be_identified_is_not_kept(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Endless:
+        def __init__(self) -> None:
+            self.stream = (i for i in range(10))
+
+        def __call__(self, objective: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+            calls.append(len(x))
+            return x
+
+        def __str__(self) -> str:
+            return "endless"
 
     for _ in range(2):
-        evaluate(Rowwise(), X, Y, [attack, PGD(2)], Linf(0.02), cache=tmp_path)
-    assert len(calls) == 2 and not list(tmp_path.rglob("0-*")) and list(tmp_path.rglob("1-0.safetensors"))
+        with pytest.warns(UserWarning, match=r"keeps no result of endless in the cache: .*attack\.stream is a .*gener"):
+            evaluate(Rowwise(), X, Y, [Endless(), PGD(2)], Linf(0.02), cache=tmp_path)
+    assert len(calls) == 2 and len(list((tmp_path / "evaluations").iterdir())) == 1
+    model = Rowwise()
+    model.file = open(os.devnull)  # type: ignore[assignment]  # noqa: SIM115
+    with pytest.warns(UserWarning, match=r"keeps nothing in the cache: model\.file is a .*TextIOWrapper"):
+        evaluate(model, X, Y, PGD(3), Linf(0.02), cache=tmp_path)
+    model.file.close()  # type: ignore[union-attr,operator]
+    assert len(list((tmp_path / "evaluations").iterdir())) == 1
 
 
 # --- words, precision, compilation --------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from robrep.attacks import APGD, L2, PGD, Linf, Square, random_objective
 from robrep.audit.report import Finding, Limits, worst
 from robrep.audit.subject import CALLS, Subject, of
-from robrep.evaluation import Rate
 from robrep.gaussians import wide
 from robrep.objectives import LOSSES, classifier_objective, predict
 from robrep.random import fold
+from robrep.rates import Rate
 from robrep.regularizers import Attack
 
 STEPS = 3  # how many times the attack's own steps the longer one takes

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from robrep.audit.report import Finding, Landscape, Limits, worst
-from robrep.audit.subject import Subject, column, of, random_state
+from robrep.audit.subject import Subject, column, of
+from robrep.objectives import samples_of
+from robrep.passes import random_state
 from robrep.random import fold
 
 LINE = 41  # points on a line through an image
@@ -222,7 +224,7 @@ def sampling_noise(s: Subject, steps: int) -> Finding:
     own, other = ((s.score(ahead, s.rows, seeds[i]) - margins[i]).mean().item() for i in (0, 1))
     kept = other / own if own > 0 else 0.0
     numbers = {"cosine": cosine, "own": own, "other": other, "kept": kept, "spread": margins.std(0).mean().item()}
-    samples = getattr(s.model, "samples", 1)
+    samples = samples_of(s.model)
     text = (
         f"With {samples} sample{'s' if samples != 1 else ''} in a gradient the margin of an image varies by "
         f"{numbers['spread']:.2g} from draw to draw, and the gradients of two draws have a cosine of {cosine:.2f}. A "

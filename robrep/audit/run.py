@@ -11,17 +11,20 @@ from robrep.audit.report import Audit, Finding
 from robrep.audit.subject import Subject, of, untouched
 from robrep.checks import check_images, check_labels
 from robrep.data import FolderImages, as_float
-from robrep.evaluation import Rate
+from robrep.gaussians import wide
 from robrep.heads import device_of
-from robrep.objectives import draws_noise
+from robrep.objectives import check_model, draws_noise
+from robrep.passes import integer, normal, true_float32
 from robrep.progress import Progress
 from robrep.random import fold
+from robrep.rates import Rate
 from robrep.regularizers import Attack
 
 CHECKS = 13  # about as many as are made
 BY_GRADIENT = ("zero-gradient", "step", "slope", "landscape", "steps", "loss", "radius")
 
 
+@torch.inference_mode(False)
 def audit(
     model: nn.Module,
     x: Tensor | FolderImages,
@@ -38,7 +41,7 @@ def audit(
     were afterwards, whatever the model does to them.
 
     Args:
-        model: images to logits (N, C); one that samples takes ``ids`` and ``seed``, as a ``Classifier`` does.
+        model: images to logits (N, C); what samples inside it takes ``ids`` and ``seed``, as a ``Classifier`` does.
         x: images in [0, 1], N x C x H x W; 100 are enough for the limits, and cost seconds where a pass is cheap (the
             audit makes about 800 passes, the half of them with a gradient). Images of a folder are decoded once.
         y: class indices (N,).
@@ -51,8 +54,9 @@ def audit(
         Findings in plain words; see :class:`~robrep.audit.Audit`.
 
     Raises:
-        TypeError: ``x`` or ``y`` of a wrong kind, or a threat that is neither ``Linf`` nor ``L2``.
-        ValueError: images, labels or a radius that do not fit, or a model that gets no image right.
+        TypeError: ``x``, ``y`` or ``model`` of a wrong kind, or a threat that is neither ``Linf`` nor ``L2``.
+        ValueError: images, labels or a radius that do not fit, a model that gives no logits, is on several devices, or
+            gets no image right.
     """
     if not isinstance(threat, Linf | L2):
         raise TypeError(f"threat is a {type(threat).__name__}, expected Linf or L2")
@@ -62,9 +66,15 @@ def audit(
     if isinstance(x, FolderImages):
         x = as_float(x[:])
     check_labels(y, len(check_images(x)))
-    attack = PGD(20) if attack is None else attack
-    s = Subject(model, x.detach().to(device_of(model)), y.to(device_of(model)), threat, seed)
-    with untouched(model), Progress(progress or "", CHECKS, "check", show=progress is not None) as bar:
+    check_model(model)
+    attack, device = PGD(20) if attack is None else attack, device_of(model)
+    images = wide(normal(x.detach())).contiguous().to(device)
+    s = Subject(model, images, normal(y).to(device), threat, integer("seed", seed))
+    with (
+        untouched(model),
+        true_float32(device),
+        Progress(progress or "", CHECKS, "check", show=progress is not None) as bar,
+    ):
         return _audit(s, attack, str(threat), eps.mean().item(), bar)
 
 
@@ -80,8 +90,6 @@ def _audit(s: Subject, attack: Attack, threat: str, radius: float, bar: Progress
         return finding
 
     logits = s.logits(s.x, s.rows, fold(s.seed, "verdict"))
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"model gave shape {tuple(logits.shape)}, expected logits (N, C) of at least 2 classes")
     classes, n = logits.shape[1], len(s.x)
     check_labels(s.y, n, classes)
     if bad := int((~logits.isfinite()).any(1).sum()):

@@ -39,13 +39,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
-def random_state(device: torch.device) -> list[Any]:
-    """The global random states of torch, numpy and Python, to be compared."""
-    torches = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    numpy_state = np.random.get_state(legacy=False)
-    return [*(t.tolist() for t in torches), str(numpy_state), random.getstate()]
-
-
 def column(value: float | Tensor, x: Tensor) -> float | Tensor:
     """A number as it is, one for each image shaped to be multiplied with images."""
     return value.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) else value
