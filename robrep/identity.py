@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device, torch.Size, range)
-IGNORED = {"training", "_compiled_call_impl"}  # of a module: its mode, and what torch.compile made of it
+IGNORED = {"training", "_compiled_call_impl", "_is_torch_compile"}  # of a module: its mode, and what torch.compile made of it
 OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__", "__annotations__"}
-OF_CLASSES |= {"__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl"}
+OF_CLASSES |= {"__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl", "__slotnames__"}
 
 
 def identity(value: Any, name: str = "value") -> str:
@@ -89,6 +89,7 @@ class _Parts:
         yield from self._taken_apart(value, name)
 
     def _all(self, values: dict[str, Any], name: str) -> Iterator[bytes]:
+        yield b"%d attributes" % len(values)
         for key, value in values.items():
             yield str(key).encode()
             yield from self.of(value, f"{name}.{key}")
@@ -122,11 +123,13 @@ class _Parts:
         elif isinstance(value, property | functools.cached_property):
             yield from self._all({k: getattr(value, k) for k in ("fget", "fset", "func") if hasattr(value, k)}, name)
         elif isinstance(value, types.MappingProxyType | dict) and not hasattr(value, "fingerprint"):
+            yield b"%d items" % len(value)
             for key, item in value.items():
                 yield from self.of(key, f"{name}'s key {key!r:.40}")
                 yield from self.of(item, f"{name}[{key!r:.40}]")
             yield from self._object(value, name, types.MappingProxyType, dict)
         elif isinstance(value, list | tuple):
+            yield b"%d items" % len(value)
             for i, item in enumerate(value):
                 yield from self.of(item, f"{name}[{i}]")
             yield from self._object(value, name, list, tuple)
@@ -157,12 +160,13 @@ class _Parts:
         for base in cls.__mro__:
             mine = _readers(base.__module__)
             yield base.__qualname__.encode() if mine else _name(base)
+            members = {}
             for key, member in vars(base).items():
                 function = getattr(member, "__func__", getattr(member, "fget", member))
                 patched = isinstance(function, types.FunctionType) and _readers(function.__globals__.get("__name__"))
                 if key not in OF_CLASSES and (patched or (mine and not isinstance(member, DESCRIPTORS))):
-                    yield key.encode()
-                    yield from self.of(member, f"{name}'s {base.__name__}.{key}")
+                    members[key] = member
+            yield from self._all(members, f"{name}'s {base.__name__}")
 
     def _function(self, function: types.FunctionType, name: str) -> Iterator[bytes]:
         mine = _readers(function.__globals__.get("__name__"))  # a wrapper has the __module__ of what it wraps
@@ -192,8 +196,7 @@ class _Parts:
         yield code.co_code
         yield repr((code.co_names, code.co_varnames, code.co_freevars, code.co_argcount, code.co_flags)).encode()
         yield getattr(code, "co_exceptiontable", b"")
-        for constant in code.co_consts:
-            yield from self.of(constant, name)
+        yield from self.of(code.co_consts, name)
 
     def _object(self, value: Any, name: str, *known: type) -> Iterator[bytes]:
         """Class and state of any object, as copying it would need them; of a container, what it has on top."""
