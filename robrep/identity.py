@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device, torch.Size, range)
-IGNORED = {"training", "_compiled_call_impl", "_is_torch_compile"}  # of a module: its mode, and what torch.compile made of it
+IGNORED = {"training", "_compiled_call_impl", "_is_torch_compile"}  # a module's mode, and what torch.compile leaves
 OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__", "__annotations__"}
-OF_CLASSES |= {"__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl", "__slotnames__"}
+OF_CLASSES |= {"__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl"}
+OF_CLASSES |= {"__slotnames__"}
 
 
 def identity(value: Any, name: str = "value") -> str:

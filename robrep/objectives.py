@@ -172,6 +172,7 @@ def fitting(module: Any, x: Tensor) -> Tensor:
 def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> Iterator[None]:
     """Meanwhile, the modules ``found`` inside ``model`` get ids and seed with each call, another seed in each."""
     calls: dict[str, int] = {}
+    wrong: dict[str, int] = {}  # called on other rows than the images
 
     def hook(name: str) -> Any:
         def hand(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
@@ -179,11 +180,8 @@ def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, s
                 return None
             rows = next((len(t) for t in (*args, *given.values()) if isinstance(t, Tensor) and t.ndim), 0)
             if rows != n:
-                raise ValueError(
-                    f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {n} images, "
-                    "expected one row for each image, in order; or give the model a number ``samples`` and a "
-                    "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
-                )
+                wrong[name] = rows
+                return args, given | {"ids": torch.arange(rows, device=ids.device)}
             calls[name] = calls.get(name, -1) + 1
             return args, given | {"ids": ids, "seed": fold(seed, "call", calls[name]) if calls[name] else seed}
 
@@ -203,6 +201,13 @@ def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, s
         for m, inner in wrappers:
             m.forward = inner.__call__  # type: ignore[method-assign]
         yield
+        for name, rows in wrong.items():
+            if _count(found[name]):  # it may have learnt that it has nothing to sample
+                raise ValueError(
+                    f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {n} images, "
+                    "expected one row for each image, in order; or give the model a number ``samples`` and a "
+                    "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
+                )
     finally:
         for handle in handles:
             handle.remove()

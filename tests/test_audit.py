@@ -315,7 +315,7 @@ def test_bad_input(robust: nn.Module) -> None:
     wrong = (robust(X).argmax(1) + 1) % 10
     with pytest.raises(ValueError, match="none of 60 images right"):
         audit(robust, X, wrong, THREAT)
-    with pytest.raises(ValueError, match=r"model gave shape \(60, 10, 1\)"):
+    with pytest.raises(ValueError, match=r"model gives shape \(60, 10, 1\), expected logits: .* of shape \(60, C\)"):
         audit(Changed(robust, lambda m, x: m(x)[..., None]), X, Y, THREAT)
 
 

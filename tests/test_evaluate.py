@@ -169,6 +169,21 @@ def test_a_curve_against_the_radius() -> None:
         assert all(low <= v <= high for low, v, high in zip(curve["low"], curve["y"], curve["high"], strict=True))
 
 
+def test_who_is_broken_at_a_radius_is_not_attacked_at_a_larger_one() -> None:
+    """The curve goes on where it was, also where an attack is worse at a larger radius."""
+    attacked: dict[float, list[int]] = {}
+
+    def attack(objective: Any, x: Tensor, threat: Any, *given: Any, ids: Tensor, seed: int) -> Tensor:
+        attacked.setdefault(threat.eps, []).extend(ids.tolist())
+        return PGD(20)(objective, x, threat, *given, ids=ids, seed=seed) if threat.eps < 0.02 else x
+
+    curve = against_radius(Rowwise(), X, Y, attack, Linf, [0.01, 0.03, 0.02])
+    alone = evaluate(Rowwise(), X, Y, PGD(20), Linf(0.01))
+    assert 0 < alone.robust.value < alone.clean.value and curve["y"] == [alone.robust.value] * 3
+    left = alone.robust.correct.nonzero().squeeze(1).tolist()
+    assert attacked == {0.01: alone.clean.correct.nonzero().squeeze(1).tolist(), 0.02: left, 0.03: left}
+
+
 # --- models that sample, and verdicts -----------------------------------------------------------------------------
 
 
