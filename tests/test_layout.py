@@ -23,8 +23,8 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
 # A module may import those of earlier lines and of its own line.
 ORDER = [
-    {"checks", "random", "files", "progress"},
-    {"data", "augmentations"},
+    {"checks", "random", "files", "progress", "identity"},
+    {"data", "augmentations", "rates"},
     {"gaussians"},
     {"losses", "contrastive"},
     {"information"},
@@ -36,6 +36,7 @@ ORDER = [
     {"methods"},
     {"optimizers", "checkpoints", "steps"},
     {"training"},
+    {"passes"},
     {"heads"},
     {"vulnerability"},
     {"suites"},
