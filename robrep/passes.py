@@ -52,7 +52,8 @@ def normal(t: Tensor) -> Tensor:
 def random_state(device: torch.device) -> list[Any]:
     """The global random states of torch, numpy and Python, to be compared."""
     torches = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    return [*(t.tolist() for t in torches), str(np.random.get_state(legacy=False)), random.getstate()]
+    _, words, *place = np.random.get_state(legacy=True)
+    return [*(t.numpy().tobytes() for t in torches), np.asarray(words).tobytes(), place, random.getstate()]
 
 
 # --- precision ----------------------------------------------------------------------------------------------------

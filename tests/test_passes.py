@@ -16,7 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robrep.attacks import FGSM, PGD, Linf
 from robrep.evaluation import accuracy, adversarial_images, against_radius, evaluate, robust_accuracy
-from robrep.passes import Batches, OutOfMemory, images_in, images_of, integer, out_of_memory, true_float32
+from robrep.passes import (
+    COPIES,
+    Batches,
+    OutOfMemory,
+    _fits,
+    images_in,
+    images_of,
+    integer,
+    out_of_memory,
+    true_float32,
+)
 
 X = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
@@ -106,6 +116,37 @@ def test_memory_that_runs_out_with_one_image(tmp_path: Path) -> None:
     assert model.training
     kept = len(list(tmp_path.rglob("*.safetensors")))
     assert kept == 4, "what was attacked is lost"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_that_really_runs_out(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+
+    class Greedy(Rowwise):
+        def forward(self, x: Tensor) -> Tensor:
+            self.sizes.append(len(x))
+            torch.empty(1 << (50 if len(x) > self.room else 4), dtype=torch.uint8, device=x.device)
+            return super().forward(x) if len(x) <= self.room else x
+
+    model = Greedy(7).to(device)
+    found = evaluate(model, X, Y, PGD(5), Linf(0.02), batch_size=40)
+    assert abs(found.robust.value - robust_accuracy(Rowwise(), X, Y, PGD(5), Linf(0.02)).value) <= 0.02
+    assert max(model.sizes) == 40 and sorted(model.sizes)[-5] <= 10
+
+
+def test_the_batch_is_chosen_by_what_a_few_images_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, used, images = 10**9, 16 * 10**6, X[:16].clone()
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + used)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    model = Network().train()
+    assert _fits(model, images) == int(free / 2 / (used / 16 + COPIES * images[0].nbytes))
+    assert model.seen == [(torch.float32, True)] and model.training and model.net[1].weight.grad is None
+    cut = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).requires_grad_(False)
+    assert _fits(cut, X[:16].clone()) > 0
 
 
 def test_batches() -> None:
