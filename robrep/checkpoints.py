@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from robrep.files import atomic_write
+from robrep.identity import identity
 
 CHECKPOINT_VERSION = 2
 
 
 def describe(method: nn.Module) -> dict[str, Any]:
-    """What distinguishes a method: its class, plain attributes and its modules', modules, and a hash of its weights."""
+    """What distinguishes a method: class, plain attributes, modules, and a hash of all it is, code and weights too.
+
+    Raises:
+        TypeError: it holds something that cannot be identified (see :func:`robrep.identity.identity`).
+    """
     plain = (bool, int, float, str, type(None))
     attributes = {
         f"{name}.{k}".removeprefix("."): repr(v)
@@ -27,21 +32,27 @@ def describe(method: nn.Module) -> dict[str, Any]:
         for k, v in sorted(vars(module).items())
         if not k.startswith("_") and k != "training" and (isinstance(v, plain) or dataclasses.is_dataclass(v))
     }
-    weights = hashlib.sha256()
-    for name, value in method.state_dict().items():
-        weights.update(name.encode() + fingerprint(value).encode())
     return {
         "class": type(method).__name__,
         "attributes": attributes,
         "modules": repr(method),
-        "weights": weights.hexdigest()[:16],
+        "identity": identity(method, "method"),
     }
 
 
-def fingerprint(value: Any) -> str:
-    """A hash of a tensor's type, shape and bytes; of anything else, its own ``fingerprint``."""
+def fingerprint(value: Any, name: str = "x") -> str:
+    """A hash of a tensor's type, shape and bytes; of anything else, its own ``fingerprint``.
+
+    Raises:
+        TypeError: it has none.
+    """
     if not isinstance(value, Tensor):
-        return str(value.fingerprint)
+        if not isinstance(known := getattr(value, "fingerprint", None), str):
+            raise TypeError(
+                f"{name} is a {type(value).__name__} without a fingerprint, expected a tensor, or a container with an "
+                "attribute `fingerprint`: text that changes with its contents"
+            )
+        return known
     content = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
     content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()[:16]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import Threat, attack_mode
 from robrep.attacks.threats import check_count
-from robrep.checks import check_images, check_labels, one_of
+from robrep.checks import check_images, check_labels, looking, one_of
 from robrep.files import atomic_write, code_hash, digest
 from robrep.gaussians import wide
 from robrep.heads import device_of
@@ -418,7 +418,8 @@ def _inside(name: str, found: Any, images: Tensor, ball: Threat) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != images.shape:
         came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(f"attack {name} gives {came}, expected x' of the images' shape {tuple(images.shape)}")
-    x_adv = check_images(found.detach(), "x_adv").to(images)
+    with looking(True):  # on a GPU too: an attack there gives NaN where a gradient was not finite
+        x_adv = check_images(found.detach(), "x_adv").to(images)
     slack = ball.distance(images + torch.finfo(found.dtype).eps, images).clamp(min=1e-5)
     far = ball.distance(x_adv, images) - torch.as_tensor(ball.eps).to(images)
     if bool((far > slack).any()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -82,7 +83,6 @@ def make_fabric(accelerator: str = "auto") -> Any:
     "auto" stands for :func:`default_accelerator`.
     """
     import logging
-    import warnings
 
     from lightning.fabric import Fabric
 
@@ -245,7 +245,8 @@ def fit(
         seed: seed of the order of the data and of everything that the method draws.
         checkpoint: file written every ``save_every`` seconds and at the end, and resumed from if it is there.
         cache: folder of checkpoints named by a hash of settings, data, initial weights and robrep's own code. A run
-            that was finished is loaded, one that was cut short is resumed, anything else starts afresh.
+            that was finished is loaded, one that was cut short is resumed, anything else starts afresh. A method whose
+            code or attributes cannot be identified is not kept, with a warning.
         save_every: least time between two checkpoints, in seconds; they are written after an epoch.
         after_epoch: called with the number of epochs done; what it returns is added to the history.
         progress: a name for the run, shown with the epochs; None for silence.
@@ -256,7 +257,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: sizes or settings that do not fit, float images outside [0, 1], labels that are not class
-            indices, a checkpoint from other settings, cut short or corrupt.
+            indices, a checkpoint from other settings, cut short or corrupt; with a ``checkpoint``, a method or data
+            that cannot be identified.
         FloatingPointError: the loss is not finite.
         OSError: the checkpoint cannot be written; the previous one is then intact.
     """
@@ -288,10 +290,15 @@ def fit(
 
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None or cache is not None:
-        settings |= {"precision": precision, "world_size": world, "data": fingerprint(x), "labels": fingerprint(y)}
-        settings |= {"code": code_hash(), "method": describe(method)}
-        if path is None:
-            path = Path(cache) / f"{digest(settings)[:24]}.pt"  # type: ignore[arg-type]
+        settings |= {"precision": precision, "world_size": world, "code": code_hash()}
+        try:
+            settings |= {"data": fingerprint(x), "labels": fingerprint(y), "method": describe(method)}
+        except TypeError as error:  # one run could be taken for another
+            if path is not None:
+                raise
+            warnings.warn(f"fit keeps nothing in the cache: {error}", stacklevel=2)
+        else:
+            path = path or Path(cache) / f"{digest(settings)[:24]}.pt"  # type: ignore[arg-type]
 
     fabric.to_device(method)
     trained = [p for p in method.parameters() if p.requires_grad]

@@ -430,7 +430,7 @@ def test_resume_is_exact(build: Any, optimizer: Any, epochs: int, tmp_path: Path
 def test_a_finished_run_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, again = dropped(), dropped()
     history = fit(first, X, Y, **USUAL, checkpoint=tmp_path / "run.pt")
-    monkeypatch.setattr(Dropped, "forward", None)
+    monkeypatch.setattr(training.TrainingStep, "__call__", None)
     assert fit(again, X, Y, **USUAL, checkpoint=tmp_path / "run.pt") == history
     assert same(first, again) and not again.training
 
@@ -458,7 +458,11 @@ SCRIPT = textwrap.dedent("""
             die()
 
     if when == "step":
-        method.after_step = lambda step, steps: die() if step == 12 else None
+        def dying(step, *args, call=t.training.TrainingStep.__call__, **given):
+            call(step, *args, **given)
+            if given["number"] == 12:
+                die()
+        t.training.TrainingStep.__call__ = dying
     elif when == "write":
         torch.save = half
     t.fit(method, t.X, t.Y, **settings, checkpoint=folder / "run.pt")
@@ -846,3 +850,75 @@ def test_float_images_and_labels_that_do_not_fit_are_refused() -> None:
         fit(method, x, y + 10, epochs=1, batch_size=4)
     with pytest.raises(TypeError, match="y has dtype torch.float32"):
         fit(method, x, y.float(), epochs=1, batch_size=4)
+
+
+# --- what a run is known by -------------------------------------------------------------------------------------------
+
+
+class Scaled(Dropped):
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Tensor) -> dict[str, Tensor]:
+        value = self.scale["beta"] if isinstance(self.scale, dict) else self.scale
+        value = value() if callable(value) else value[0] if isinstance(value, (list, tuple)) else value
+        return {"ce": float(value) * cross_entropy(self.net(x), y).mean()}
+
+
+def one() -> float:
+    return 1.0
+
+
+def nine() -> float:
+    return 9.0
+
+
+KINDS_OF_ATTRIBUTES = {
+    "dict": ({"beta": 1.0}, {"beta": 9.0}), "list": ([1.0], [9.0]), "tuple": ((1.0,), (9.0,)),
+    "numpy": (np.float32(1), np.float32(9)), "array": (np.ones(1), 9 * np.ones(1)),
+    "tensor": (torch.tensor(1.0), torch.tensor(9.0)), "function": (one, nine),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ATTRIBUTES)
+def test_a_cache_knows_every_attribute(kind: str, tmp_path: Path) -> None:
+    first, second = KINDS_OF_ATTRIBUTES[kind]
+    losses = [
+        fit(seeded(lambda v=value: Scaled(v)), X, Y, **USUAL, cache=tmp_path)[-1]["loss"]
+        for value in (first, second, first)
+    ]
+    assert losses[1] > 2 * losses[0] and losses[2] == losses[0]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_cache_knows_the_code(tmp_path: Path) -> None:
+    """As when a cell of a notebook is edited and run again: the same class name, another forward."""
+    found = []
+    for factor in (1.0, 9.0):
+        code = f"""
+class Edited(Dropped):
+    def forward(self, x, y, ids, seed):
+        return {{"ce": {factor} * super().forward(x, y, ids, seed)["cross_entropy"]}}
+"""
+        cell: dict[str, Any] = {"Dropped": Dropped, "__name__": "__main__"}
+        exec(code, cell)
+        found.append(fit(seeded(cell["Edited"]), X, Y, **USUAL, cache=tmp_path)[-1]["loss"])
+    assert found[1] > 2 * found[0] and len(os.listdir(tmp_path)) == 2
+
+
+def test_what_cannot_be_identified_is_not_kept(tmp_path: Path) -> None:
+    method = dropped()
+    method.log = (i for i in range(3))
+    with pytest.warns(UserWarning, match="fit keeps nothing in the cache: method.log is a .*generator"):
+        fit(method, X, Y, **USUAL, cache=tmp_path)
+    assert not os.listdir(tmp_path)
+    with pytest.raises(TypeError, match="method.log is a .*generator"):
+        fit(method, X, Y, **USUAL, checkpoint=tmp_path / "run.pt")
+
+    class Nameless(Rows):
+        fingerprint = None
+
+    with pytest.raises(TypeError, match="x is a Nameless without a fingerprint, expected a tensor"):
+        fit(dropped(), Nameless(), Y, **USUAL, checkpoint=tmp_path / "run.pt")
+    fit(dropped(), Nameless(), Y, **USUAL)

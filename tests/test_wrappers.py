@@ -19,7 +19,7 @@ from robrep.evaluation import Evaluation, accuracy, adversarial_images, evaluate
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier, device_of, encode, pseudo_labels
 from robrep.objectives import draws_noise, predict, samplers, samples_of
-from robrep.randomness import noise
+from robrep.random import noise
 from robrep.smoothing import Smoothed, votes
 from robrep.suites import ClassifierAttack
 
