@@ -876,7 +876,7 @@ def nine() -> float:
 
 KINDS_OF_ATTRIBUTES = {
     "dict": ({"beta": 1.0}, {"beta": 9.0}), "list": ([1.0], [9.0]), "tuple": ((1.0,), (9.0,)),
-    "numpy": (np.float32(1), np.float32(9)), "array": (np.ones(1), 9 * np.ones(1)),
+    "numpy": (np.float32(1), np.float32(9)), "array": (np.array(1.0), np.array(9.0)),
     "tensor": (torch.tensor(1.0), torch.tensor(9.0)), "function": (one, nine),
 }  # fmt: skip
 
