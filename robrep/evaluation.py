@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode
+from robrep.attacks import L2, Linf, Threat, attack_mode
 from robrep.attacks.threats import check_count
 from robrep.checks import check_images, check_labels, looking, one_of
 from robrep.files import atomic_write, code_hash, digest
@@ -66,6 +67,9 @@ class _Judge:
         with true_float32(self.device):
             logits = predict(self.model, images, ids=ids.to(self.device), seed=fold(self.seed, "verdict"))
         check_labels(self.y[ids], len(images), logits.shape[1])
+        if logits.isnan().any():
+            bad = int(logits.isnan().any(1).sum())
+            raise FloatingPointError(f"model gives logits that are not a number for {bad} of {len(images)} images")
         return logits
 
     def right(self, ids: Tensor, images: Tensor | None = None) -> Tensor:
@@ -308,6 +312,7 @@ def evaluate(
         TypeError, ValueError: images or labels that do not fit; a model that gives no logits, is on several devices or
             draws noise that does not come from ids and seed; an unknown suite; an ``after`` of other images; radii that
             are not one for each image; an attack that leaves the ball; no attack that can be used at all.
+        FloatingPointError: the model gives logits that are not a number, or an attack meets such a gradient.
         torch.OutOfMemoryError: memory runs out with a single image.
     """
     suite, seed, processes = as_suite(attacks), integer("seed", seed), Processes(spread)
@@ -320,7 +325,8 @@ def evaluate(
         check_count("eps", threat.eps, y)
     mine, device = processes.share(torch.arange(n)), judge.device
     if processes.world > 1:
-        processes.agree(f"{[str(a) for a in suite]} {threat} {seed} {identity([*model.state_dict().values(), y])}")
+        words = re.sub(" at 0x[0-9a-f]+", "", f"{[str(a) for a in suite]} {threat}")
+        processes.agree(f"{words} {seed} {identity([*model.state_dict().values(), y])}")
     state, clean = random_state(device), torch.zeros(n, dtype=torch.bool)
     with attack_mode(model):
         clean[mine] = judge.right(mine)
@@ -420,7 +426,9 @@ def _inside(name: str, found: Any, images: Tensor, ball: Threat) -> Tensor:
         raise ValueError(f"attack {name} gives {came}, expected x' of the images' shape {tuple(images.shape)}")
     with looking(True):  # on a GPU too: an attack there gives NaN where a gradient was not finite
         x_adv = check_images(found.detach(), "x_adv").to(images)
-    slack = ball.distance(images + torch.finfo(found.dtype).eps, images).clamp(min=1e-5)
+    slack: float | Tensor = 1e-5
+    if getattr(type(ball), "distance", None) in (Linf.distance, L2.distance):  # what one rounding of each pixel moves
+        slack = ball.distance(images + torch.finfo(found.dtype).eps, images).clamp(min=slack)
     far = ball.distance(x_adv, images) - torch.as_tensor(ball.eps).to(images)
     if bool((far > slack).any()):
         by = far.max().item()

@@ -23,6 +23,7 @@ from robrep.training import Examples, Precision, best_precision
 T = TypeVar("T")
 CPU_BATCH = 500
 LARGEST = 8192  # images in a pass on a GPU; more are not faster
+NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
 COPIES = 16  # of the images, which an attack holds beside the model's activations
 OutOfMemory: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # torch 2.4
 
@@ -71,30 +72,34 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, kind, enabled=kind is not None)
 
 
+def _legacy() -> tuple[str, bool] | None:
+    """The settings of TF32 before torch 2.9; None where the caller uses the new ones, which refuse to be mixed."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
     """Float32 means float32 for the time of a verdict: no autocast, no TF32; the global settings come back."""
     b: Any = torch.backends
-    with torch.autocast(device.type, enabled=False):
-        if not hasattr(b.cuda.matmul, "fp32_precision"):  # torch before 2.9
-            before = torch.get_float32_matmul_precision(), b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32
-            try:
-                torch.set_float32_matmul_precision("highest")
-                b.cudnn.allow_tf32 = False
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before[0])
-                b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32 = before[1:]
-            return
-        units = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
-        precisions = [unit.fp32_precision for unit in units]
-        try:
-            for unit in units:
-                unit.fp32_precision = "ieee"
+    units = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn] if NEW else []
+    legacy, precisions = _legacy(), [unit.fp32_precision for unit in units]
+    try:
+        if legacy is not None:  # both kinds of settings, for compilers look at the old ones
+            torch.set_float32_matmul_precision("highest")
+            b.cudnn.allow_tf32 = False
+        for unit in units:
+            unit.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
             yield
-        finally:
-            for unit, precision in zip(units, precisions, strict=True):
-                unit.fp32_precision = precision
+    finally:
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy[0])
+            b.cudnn.allow_tf32 = legacy[1]
+        for unit, precision in zip(units, precisions, strict=True):
+            unit.fp32_precision = precision
 
 
 # --- batches ------------------------------------------------------------------------------------------------------

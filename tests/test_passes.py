@@ -75,9 +75,9 @@ class Network(nn.Module):
 
 def flags() -> list[str]:
     b: Any = torch.backends
-    if not hasattr(b.cuda.matmul, "fp32_precision"):
-        return [torch.get_float32_matmul_precision(), str(b.cuda.matmul.allow_tf32), str(b.cudnn.allow_tf32)]
-    return [u.fp32_precision for u in (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv)]
+    legacy = "ieee" if torch.get_float32_matmul_precision() == "highest" and not b.cudnn.allow_tf32 else "faster"
+    units = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul] if NEW else []
+    return [legacy, *(u.fp32_precision for u in units)]
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_the_verdict_is_in_true_float32_whatever_the_attack_and_the_caller_compu
         if precision == "32-true":
             assert torch.equal(found.robust.correct, alone.robust.correct)
         judged = [f for f, (_, for_gradient) in zip(model.flags, model.seen, strict=True) if not for_gradient]
-        assert all({"ieee"} == set(f) or f == ["highest", "False", "False"] for f in judged)
+        assert judged and all(set(f) == {"ieee"} for f in judged)
         assert flags() == before
 
 

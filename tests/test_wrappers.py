@@ -387,6 +387,29 @@ def test_what_an_attack_gives_is_looked_at() -> None:
             evaluate(Rows(32, 3, 2), X, y, ClassifierAttack("mine", lambda *_, **__: found), Linf(0.1))  # noqa: B023
 
 
+def test_a_ball_of_another_kind_has_no_such_tolerance() -> None:
+    class Pixels(Linf):
+        """At most eps pixels may change."""
+
+        def distance(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a != b).flatten(1).sum(1).to(a.dtype)
+
+    y = torch.arange(24) % 3
+    with pytest.raises(ValueError, match="x_adv leaves the l-inf ball of radius 2 by 30"):
+        evaluate(Rows(32, 3, 2), X, y, lambda objective, x, *_, **__: 1 - x * 0.5, Pixels(2.0))
+
+
+def test_logits_that_are_not_a_number_are_no_verdict() -> None:
+    """argmax takes them for class 0."""
+    broken = Around(Rows(32, 3, 2), lambda inner, x: inner(x) + torch.where(x[:, 0, :1, 0] > 0.9, torch.nan, 0.0))
+    for call in (lambda: accuracy(broken, X, torch.zeros(24).long()), lambda: judged(broken, X)):
+        with pytest.raises(FloatingPointError, match=r"model gives logits that are not a number for \d+ of 24 images"):
+            call()
+    later = Around(Rows(32, 3, 2), lambda inner, x: inner(x) + torch.where((x * 16 % 1).sum() > 0, torch.nan, 0.0))
+    with pytest.raises(FloatingPointError, match="not a number for"):
+        evaluate(later, X, torch.arange(24) % 3, lambda objective, x, *_, **__: (x + 0.01).clamp(0, 1), Linf(0.1))
+
+
 @pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_images_in_half_precision_are_attacked_in_float32(threat: Any, dtype: torch.dtype) -> None:
