@@ -18,6 +18,7 @@ from robrep.attacks import FGSM, PGD, Linf
 from robrep.evaluation import accuracy, adversarial_images, against_radius, evaluate, robust_accuracy
 from robrep.passes import (
     COPIES,
+    NEW,
     Batches,
     OutOfMemory,
     _fits,
