@@ -163,9 +163,13 @@ def own_ids(ids: Tensor | None, x: Tensor) -> Tensor:
 def fitting(module: Any, x: Tensor) -> Tensor:
     """Floating-point ``x`` in the dtype of the module's first parameter, so that float32 images enter a model in half
     precision; anything else as it is."""
-    parameters = module.parameters() if isinstance(module, nn.Module) and x.is_floating_point() else ()
-    dtype = next((p.dtype for p in parameters if p.dtype in FLOATS), x.dtype)
-    return x.to(dtype)
+    dtype = _dtype(module)
+    return x if dtype is None or not x.is_floating_point() else x.to(dtype)
+
+
+def _dtype(module: Any) -> torch.dtype | None:
+    parameters = module.parameters() if isinstance(module, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.dtype in FLOATS), None)
 
 
 @contextmanager
@@ -233,12 +237,13 @@ def with_noise(model: Any) -> Callable[..., Any]:
     Raises (the function):
         ValueError: a module that draws noise is hidden, or called on other rows than the images in order.
     """
-    found = samplers(model)
+    found, dtype = samplers(model), _dtype(model)
 
     def call(x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Any:
         token = _called.set(True)
         try:
-            x = fitting(model, x)
+            if dtype is not None and x.is_floating_point():
+                x = x.to(dtype)
             if not found:
                 return model(x)
             ids = torch.arange(len(x), device=x.device) if ids is None else ids
