@@ -50,8 +50,8 @@ def checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) ->
     from robrep.results import check_writable
 
     found = {name: rule(name, namespace[name]) for name, rule in _RULES.items() if name in namespace}
-    changed = {one_of("SETTINGS", name, table): value for name, value in found.get("SETTINGS", {}).items()}
-    found["SETTINGS"] = {name: _like(f"SETTINGS[{name!r}]", value, table[name]) for name, value in changed.items()}
+    for name, value in found.get("SETTINGS", {}).items():
+        found["SETTINGS"][name] = _like(f"SETTINGS[{name!r}]", value, table[one_of("SETTINGS", name, table)])
     if not found.get("RECORDED"):
         check_writable()
     return found

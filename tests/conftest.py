@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = dict(os.environ)
 os.environ["ROBREP_ACCELERATOR"] = "cpu"  # what is compared bit for bit is trained there; tests marked gpu ask for cuda
+for name in ("ROBREP_RESULTS", "ROBREP_CACHE", "ROBREP_BATCH", "JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD"):
+    os.environ.pop(name, None)  # a test sets what it needs; where the tests are started decides nothing
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # with two workers on two cores, more threads only wait for each other
 
 

@@ -121,6 +121,13 @@ def test_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (book / "_build" / "runs" / "one.ipynb").exists()
 
 
+def test_a_read_only_book_is_refused_in_a_sentence(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (book / "_build").touch()  # stands for a disk that is read-only
+    assert command.main(["run", "--root", str(book)]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r".*_build, where all is made, cannot be written \(.*\); copy the .*\n", said)
+
+
 def test_parameters_cell_is_needed(tmp_path: Path) -> None:
     path = notebook(tmp_path / "book" / "one.ipynb", "1 + 1", parameters=None)
     with pytest.raises(ChapterError, match="one: expected one cell tagged 'parameters', found 0"):

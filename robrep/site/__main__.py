@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
+from robrep.files import why_not_writable
 from robrep.site.build import SiteError, build_site, notebooks, weights
 from robrep.site.run import (
     INTERRUPTED,
@@ -188,6 +189,9 @@ def carry_out(options: argparse.Namespace) -> int:
         if options.command == "sweeps":
             sweeps(options.root, names)
             return 0
+        build = options.root / "_build"
+        if why := why_not_writable(build):
+            raise ChapterError(f"{build}, where all is made, cannot be written ({why}); copy the book to where it can")
         if options.command in ("book", "run"):
             run(options.root, names, given)
             times["chapters"] = time.time() - begin
