@@ -7,6 +7,7 @@ tuple), or as a Python value. Each becomes the value that is meant, or one sente
 from __future__ import annotations
 
 import ast
+import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -44,11 +45,15 @@ def checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) ->
             values of the same kinds.
 
     Raises:
-        ValueError: a value that does not fit, by name.
+        ValueError: a value that does not fit, by name, or a name that is nearly a parameter's.
         OSError: the run will be recorded, and its record cannot be written; the message names the way out.
     """
     from robrep.results import check_writable
 
+    plain = (bool, int, float, str, dict)
+    for name in (name for name, value in namespace.items() if name.isupper() and isinstance(value, plain)):
+        if name not in _RULES and (close := difflib.get_close_matches(name, _RULES, 1, 0.75)):
+            raise ValueError(f"parameter is {name!r}, which no chapter has (did you mean {close[0]!r}?)")
     found = {name: rule(name, namespace[name]) for name, rule in _RULES.items() if name in namespace}
     for name, value in found.get("SETTINGS", {}).items():
         found["SETTINGS"][name] = _like(f"SETTINGS[{name!r}]", value, table[one_of("SETTINGS", name, table)])
@@ -137,7 +142,7 @@ def _sequence(name: str, value: Any) -> tuple[Any, ...]:
 
 def _seeds(name: str, value: Any) -> tuple[int, ...]:
     found = _read(value)
-    many = found if isinstance(found, list | tuple) else [found]
+    many = found if isinstance(found, list | tuple | range) else [found]
     if not many:
         raise _refuse(name, value, "at least one seed")
     return tuple(_natural(f"{name}[{i}]", seed) for i, seed in enumerate(many))

@@ -50,6 +50,7 @@ MEANT = [
     ("SEEDS", "(0, 1)", (0, 1)),
     ("SEEDS", [0, "1"], (0, 1)),
     ("SEEDS", 2, (2,)),
+    ("SEEDS", range(2), (0, 1)),
     ("ROWS", ["at", "byorl"], "at,byorl"),
     ("ROWS", "at, byorl", "at,byorl"),
     ("SETTINGS", "", {}),
@@ -102,6 +103,23 @@ REFUSED = [
 def test_what_cannot_be_meant_is_refused_by_name(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         checked({name: value}, TABLE)
+
+
+@pytest.mark.parametrize("name", ["SEEED", "SEDE", "SCALA", "DATSET", "ROW", "SETTING", "RECORD", "SWEEPS"])
+def test_a_misspelt_parameter_which_papermill_would_ignore_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"parameter is '{name}', which no chapter has .did you mean"):
+        checked({"SEED": 0, name: "1"}, TABLE)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_name_of_a_chapter_is_taken_for_a_misspelt_parameter(chapter: str) -> None:
+    """So that its cells can be run again."""
+    cells = reproduce.cells(ROOT / "book" / f"{chapter}.ipynb")
+    names = {name for cell in cells for name in re.findall(r"\b[A-Z][A-Z_0-9]+\b(?= *(?:=|,.*=)[^=])", cell["source"])}
+    own = set(reproduce.defaults(ROOT / "book" / f"{chapter}.ipynb")) | {"SCALES", "SEEDS"}  # tuples
+    for name in names - own:
+        checked({name: "text"}, {})
+    assert len(names - own) >= 3
 
 
 def test_the_ways_in_agree() -> None:
