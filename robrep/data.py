@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from robrep.checks import check_labels, one_of, positive_int
-from robrep.files import atomic_write, cache_root
+from robrep.files import atomic_write, cache_root, set_aside, user_cache
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -248,7 +248,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
             if the file is there.
 
     Raises:
-        ValueError: unknown name, or a file that is corrupt or holds something else.
+        ValueError: unknown name, or a file that is corrupt or holds something else; one in the per-user cache is
+            set aside with a warning and downloaded anew.
         ConnectionError: the download failed.
         OSError: the folder cannot be written or its disk is full.
     """
@@ -259,7 +260,15 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         return _bundled(name)
     original, folder = _ORIGINALS[name], Path(root if root is not None else cache_root()).expanduser()
     path = folder / f"{name}.npz"
-    arrays = _read(path, original) if path.exists() else _download(name, original, folder, path)
+    if path.exists():
+        try:
+            arrays = _read(path, original)
+        except ValueError as error:
+            if root is not None or folder != user_cache():  # a folder of the user's own is left alone
+                raise
+            set_aside(path, error)
+    if not path.exists():
+        arrays = _download(name, original, folder, path)
     x, y, x_test, y_test = (arrays[key] for key in KEYS)
     changed, notes = _changed(name, arrays), []
     for split, have, all_of_them in (("train", len(x), original.train), ("test", len(x_test), original.test)):

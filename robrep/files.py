@@ -102,7 +102,7 @@ def let_numba_cache(package: str) -> None:
 
 
 def set_aside(path: Path, why: object) -> Path:
-    """Rename a damaged file of a cache to ``<name>.damaged`` and warn, so that what it held is computed anew.
+    """Rename a damaged file of a cache to ``<name>.damaged`` and warn, so that what it held is made anew.
 
     Args:
         path: the file.
@@ -113,7 +113,7 @@ def set_aside(path: Path, why: object) -> Path:
     """
     aside = path.with_name(path.name + ".damaged")
     os.replace(path, aside)
-    warnings.warn(f"{path} is damaged ({why}); it is set aside as {aside.name} and computed anew", stacklevel=3)
+    warnings.warn(f"{path} is damaged ({why}); it is set aside as {aside.name} and made anew", stacklevel=3)
     return aside
 
 

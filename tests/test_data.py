@@ -380,6 +380,18 @@ def test_a_damaged_file_is_refused(tmp_path):
             load("mnist", tmp_path)
 
 
+def test_a_damaged_file_in_the_users_cache_is_set_aside_and_made_anew(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROBREP_DATA", raising=False)
+    monkeypatch.setenv("ROBREP_CACHE", str(tmp_path))
+    path = tmp_path / "mnist.npz"
+    path.write_bytes(b"cut short")
+    monkeypatch.setattr(data, "_convert", lambda original, folder: arrays_of("mnist"))
+    with pytest.warns(UserWarning, match="mnist.npz is damaged .* it is set aside as mnist.npz.damaged and made anew"):
+        d = load("mnist")
+    assert len(d.x_test) == 7 and (tmp_path / "mnist.npz.damaged").read_bytes() == b"cut short"
+    assert load("mnist").fingerprint == d.fingerprint
+
+
 def test_any_flipped_byte_gives_an_answer_or_a_value_error(tmp_path):
     path = tmp_path / "mnist.npz"
     np.savez(path, **arrays_of("mnist", 6, 1))

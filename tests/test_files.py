@@ -147,7 +147,7 @@ def test_a_damaged_file_is_set_aside_with_a_line_that_says_so(tmp_path: Path) ->
     path = tmp_path / "run.pt"
     for content in ("one", "two"):
         path.write_text(content, encoding="utf-8")
-        with pytest.warns(UserWarning, match="run.pt is damaged .cut short.; it is set aside as run.pt.damaged and"):
+        with pytest.warns(UserWarning, match="run.pt is damaged .cut short.; it is set aside as run.pt.damaged"):
             aside = files.set_aside(path, "cut short")
         assert not path.exists() and aside.read_text(encoding="utf-8") == content
 
