@@ -46,6 +46,7 @@ ORDER = [
     {"smoothing"},
     {"audit"},
     {"results"},
+    {"parameters"},
     {"figures"},
     {"exercises"},
     {"reproduce", "site", "grade"},
