@@ -20,6 +20,10 @@ from robrep.results.schema import SCALES
 _WORDS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
 
 
+class ParameterError(ValueError):
+    """A chapter's parameter cannot be meant as it is; the message is ready to be shown."""
+
+
 def check(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """The given parameters as the values that are meant.
 
@@ -45,11 +49,21 @@ def checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) ->
             values of the same kinds.
 
     Raises:
-        ValueError: a value that does not fit, by name, or a name that is nearly a parameter's.
+        ParameterError: a value that does not fit, by name, or a name that is nearly a parameter's.
         OSError: the run will be recorded, and its record cannot be written; the message names the way out.
     """
     from robrep.results import check_writable
 
+    try:
+        found = _checked(namespace, table)
+    except ValueError as error:
+        raise ParameterError(error) from None
+    if not found.get("RECORDED"):
+        check_writable()
+    return found
+
+
+def _checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     plain = (bool, int, float, str, dict)
     for name in (name for name, value in namespace.items() if name.isupper() and isinstance(value, plain)):
         if name not in _RULES and (close := difflib.get_close_matches(name, _RULES, 1, 0.75)):
@@ -57,8 +71,6 @@ def checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) ->
     found = {name: rule(name, namespace[name]) for name, rule in _RULES.items() if name in namespace}
     for name, value in found.get("SETTINGS", {}).items():
         found["SETTINGS"][name] = _like(f"SETTINGS[{name!r}]", value, table[one_of("SETTINGS", name, table)])
-    if not found.get("RECORDED"):
-        check_writable()
     return found
 
 

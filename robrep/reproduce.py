@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from robrep.checks import one_of
-from robrep.parameters import check
+from robrep.parameters import ParameterError, check
 
 
 def find_chapter(name: str) -> Path:
@@ -219,6 +219,9 @@ def main(arguments: Sequence[str]) -> int:
             try_out(chapter, steps, **parameters)
         else:
             reproduce(chapter, **parameters)
+    except ParameterError as error:
+        print(f"robrep.reproduce: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nrobrep.reproduce: stopped; runs that were finished are recorded, no other is", file=sys.stderr)
         return 130

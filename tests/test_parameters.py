@@ -105,6 +105,12 @@ def test_what_cannot_be_meant_is_refused_by_name(name: str, value: Any, message:
         checked({name: value}, TABLE)
 
 
+def test_a_setting_that_a_chapter_does_not_have_ends_the_command_in_a_sentence(capsys: pytest.CaptureFixture) -> None:
+    assert reproduce.main(["vae_urkle", "SCALE=smoke", "SETTINGS={'epoch_vae': 3}"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"robrep.reproduce: SETTINGS is 'epoch_vae', expected one of .*'epochs_vae'\?\)\n", said)
+
+
 @pytest.mark.parametrize("name", ["SEEED", "SEDE", "SCALA", "DATSET", "ROW", "SETTING", "RECORD", "SWEEPS"])
 def test_a_misspelt_parameter_which_papermill_would_ignore_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"parameter is '{name}', which no chapter has .did you mean"):
