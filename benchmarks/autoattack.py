@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,49 +83,49 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, norm: str, batch: int) -> list[Step]:
+def ours(model: nn.Module, x: Tensor, y: Tensor, norm: str, batch: int) -> Iterator[Step]:
     """robrep's suite, one attack after the other."""
     kind, eps = NORMS[norm]
-    left, steps = accuracy(model, x, y), []
+    left = accuracy(model, x, y)
     for attack in suite("autoattack"):
         began = clock(x.device)
         left = evaluate(
             model, x, y, attack, kind(eps), after=left, batch_size=batch, progress=f"robrep {norm}: {attack.name}"
         ).robust
-        steps.append((attack.name, left, clock(x.device) - began))
-    return steps
+        yield attack.name, left, clock(x.device) - began
 
 
-def reference(model: nn.Module, x: Tensor, y: Tensor, norm: str, batch: int) -> list[Step]:
+def reference(model: nn.Module, x: Tensor, y: Tensor, norm: str, batch: int) -> Iterator[Step]:
     """pyautoattack's standard version (Croce and Hein 2020), one attack after the other."""
     from pyautoattack import AutoAttack
 
     whole = AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=NORMS[norm][1], seed=0, device=x.device)
-    left, steps = accuracy(model, x, y).correct, []
+    left = accuracy(model, x, y).correct
     for attack in list(whole.attacks_to_run):
         began, todo = clock(x.device), left.nonzero().squeeze(1)
         whole.attacks_to_run = [attack]
-        x_adv, _ = whole.run_standard_evaluation(x[todo], y[todo], batch_size=batch)
-        left = left.clone()
-        left[todo] = accuracy(model, x_adv, y[todo]).correct
-        steps.append((attack, Rate(left), clock(x.device) - began))
+        if len(todo):
+            x_adv, _ = whole.run_standard_evaluation(x[todo], y[todo], batch_size=batch)
+            left = left.clone()
+            left[todo] = accuracy(model, x_adv, y[todo]).correct
+        yield attack, Rate(left), clock(x.device) - began
         print(f"pyautoattack {norm}: {attack} leaves {Rate(left)}", flush=True)
-    return steps
 
 
-def compare(model: nn.Module, x: Tensor, y: Tensor, norm: str, batch: int, peer: bool) -> list[dict[str, Any]]:
-    """One row for each attack: what is left after it, seconds, and how many images the two judge differently."""
-    a = ours(model, x, y, norm, batch)
-    b = reference(model, x, y, norm, batch) if peer else []
-    rows = []
-    for i, (name, left, seconds) in enumerate(a):
+def compare(model: nn.Module, x: Tensor, y: Tensor, norm: str, batch: int, peer: bool) -> Iterator[dict[str, Any]]:
+    """One row for each attack: what is left after it, seconds, and how many images the two judge differently.
+
+    The two libraries take turns, and an attack is run when its row is asked for.
+    """
+    references = reference(model, x, y, norm, batch) if peer else None
+    for name, left, seconds in ours(model, x, y, norm, batch):
         row: dict[str, Any] = {"norm": norm, "attack": name, "robrep": left.to_dict() | {"seconds": seconds}}
         row |= {"pyautoattack": None, "differ": None}
-        if b:
-            row["pyautoattack"] = b[i][1].to_dict() | {"seconds": b[i][2]}
-            row["differ"] = int((left.correct != b[i][1].correct).sum())
-        rows.append(row)
-    return rows
+        if references is not None:
+            _, theirs, took = next(references)
+            row["pyautoattack"] = theirs.to_dict() | {"seconds": took}
+            row["differ"] = int((left.correct != theirs.correct).sum())
+        yield row
 
 
 def verdicts(model: nn.Module, x: Tensor, y: Tensor, norm: str, sizes: tuple[int, int]) -> int:

@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import datetime
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,20 +33,48 @@ def keep_memory() -> bool:
     return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
-def take_turns(works: Mapping[Any, Callable[[], object]], runs: int, warm_up: int = 2) -> dict[Any, list[float]]:
+def take_turns(
+    works: Mapping[Any, Callable[[], object]], runs: int, warm_up: int = 2, *, device: str = "cpu", until: float = math.inf
+) -> dict[Any, list[float]]:
     """Seconds of each work in each of ``runs`` rounds, after ``warm_up`` rounds that do not count.
 
-    On one thread of a processor they are seconds of its time, so that what else runs on the machine does not count.
+    On one thread of a processor they are seconds of its time, so that what else runs on the machine does not count. On
+    a GPU they are the time between two events on its stream, the first recorded while the GPU is idle.
+
+    Args:
+        works: functions by name.
+        runs: rounds that count; fewer where time is up, but at least one.
+        warm_up: rounds before.
+        device: "cpu" or "cuda".
+        until: no further round begins once ``time.monotonic()`` is past it.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    timed = _on_gpu if device == "cuda" else _on_processor
     times: dict[Any, list[float]] = {key: [] for key in works}
     for run in range(warm_up + runs):
+        if run > warm_up and time.monotonic() > until:
+            break
         for key, work in works.items():
-            began = clock()
-            work()
+            seconds = timed(work)
             if run >= warm_up:
-                times[key].append(clock() - began)
+                times[key].append(seconds)
     return times
+
+
+def _on_processor(work: Callable[[], object]) -> float:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    work()
+    return clock() - began
+
+
+def _on_gpu(work: Callable[[], object]) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    began.record()
+    work()
+    ended.record()
+    torch.cuda.synchronize()
+    return began.elapsed_time(ended) / 1e3
 
 
 def over(took: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
@@ -89,10 +118,15 @@ def threads(facts: Mapping[str, Any]) -> str:
     return f"{count} thread{'' if count == 1 else 's'} of {machine.get('gpu') or machine['cpu']}"
 
 
+def as_json(table: results.Table) -> dict[str, Any]:
+    """The arguments that make the table again."""
+    numbers = [column for column in table.columns if column in table.numbers]
+    return {"rows": table.rows, "columns": table.columns, "caption": table.caption, "numbers": numbers}
+
+
 def report(facts: dict[str, Any], table: results.Table, file: Path | None) -> None:
     """Print the table, and keep it with the facts in ``file``, for ``--show`` and for a page of the book."""
-    numbers = [column for column in table.columns if column in table.numbers]
-    facts["table"] = {"rows": table.rows, "columns": table.columns, "caption": table.caption, "numbers": numbers}
+    facts["table"] = as_json(table)
     print(table._repr_markdown_())
     if file:
         with atomic_write(file) as temporary:
