@@ -63,18 +63,19 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("byorl", "smoke"): {"net": "preact", "base": 8},
 }
 SHAPES = {"digits": (1, 8, 8), "colour-digits": (3, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+TEST_IMAGES = 512
 CALLS = steps.WARM_UP + 1  # of a step, before it is measured: the last of them captures it
 
 
 # --- images that are made up ------------------------------------------------------------------------------------------
 
 
-def synthetic(name: str, train: int = 2_048, val: int = 1_100, test: int = 512) -> data.Dataset:
+def synthetic(name: str) -> data.Dataset:
     """Images in the shape of a data set: each class has a coarse pattern, faint in some images and strong in others."""
     channels, height, width = SHAPES[name]
     patterns = F.interpolate(noise(0, torch.arange(10), (channels, 4, 4)).clamp(-1, 1), (height, width))
     parts: dict[str, Tensor] = {}
-    for seed, (split, n) in enumerate({"train": train, "val": val, "test": test}.items()):
+    for seed, (split, n) in enumerate({"train": 2_048, "val": 1_100, "test": TEST_IMAGES}.items()):
         ids = torch.arange(n)
         strength = 0.02 + 0.2 * uniform(seed, ids, (1, 1, 1))
         grey = 0.05 * noise(seed, ids, SHAPES[name])
@@ -150,8 +151,8 @@ class Passes:
     A network is any module with parameters that a method calls; what it calls itself is part of its pass.
 
     Attributes:
-        counts: of images by kind: "attack" passes have a backward pass to their input, "trained" ones also to the
-            weights, and "forward" ones have none.
+        counts: images that went through a network, by kind: an "attack" pass has a backward pass to its input, a
+            "trained" one also to the weights, a "forward" one has none.
     """
 
     def __init__(self, method: nn.Module) -> None:
@@ -446,7 +447,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the tables, and keep the measurement; 1 if a row failed."""
     parser = options(__doc__, minutes=3, runs=20, batch=512, images=512, threads=2)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="smoke scale, small batches, the first attack of the suite")
+    parser.add_argument("--small", action="store_true", help="smoke scale, small batches, one attack of the suite")
     args = parser.parse_args(arguments)
     if args.show:
         show(args.show)
@@ -456,14 +457,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in ("minutes", "runs", "batch", "images", "threads"):
             positive_int(name, getattr(args, name))
+        if args.images > TEST_IMAGES:
+            raise ValueError(f"images is {args.images}, expected at most {TEST_IMAGES}")
     except ValueError as error:
         parser.error(str(error))
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("device is 'cuda', expected 'cpu': there is no CUDA device here")
     torch.set_num_threads(args.threads)
-    scales, networks, runs, batch, images, epochs, first = ["lite", "full"], list(NETWORKS), args.runs, args.batch, args.images, 16, 4
+    scales, networks, epochs, first = ["lite", "full"], list(NETWORKS), 16, 4
     if args.small:
-        scales, networks, runs, batch, images, epochs, first = ["smoke"], ["small"], 1, 4, 8, 1, 1
+        scales, networks, epochs, first = ["smoke"], ["small"], 1, 1
+        args.runs, args.batch, args.images = 1, 4, 8
+    runs, batch, images = args.runs, args.batch, args.images
     file = args.json or (None if args.small else results.live_folder() / "benchmark-gpu.json")
     began, seconds = time.monotonic(), 60 * args.minutes
     settings = {"minutes": args.minutes, "runs": runs, "batch": batch, "images": images, "small": args.small}

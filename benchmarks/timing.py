@@ -34,7 +34,12 @@ def keep_memory() -> bool:
 
 
 def take_turns(
-    works: Mapping[Any, Callable[[], object]], runs: int, warm_up: int = 2, *, device: str = "cpu", until: float = math.inf
+    works: Mapping[Any, Callable[[], object]],
+    runs: int,
+    warm_up: int = 2,
+    *,
+    device: str = "cpu",
+    until: float = math.inf,
 ) -> dict[Any, list[float]]:
     """Seconds of each work in each of ``runs`` rounds, after ``warm_up`` rounds that do not count.
 
