@@ -164,7 +164,7 @@ class Passes:
     def __enter__(self) -> Passes:
         for module in self.method.modules():
             own = type(module).__module__.startswith("robrep.methods")
-            if not own and any(True for _ in module.parameters()):
+            if module is not self.method and not own and any(True for _ in module.parameters()):
                 self.hooks += [
                     module.register_forward_pre_hook(self._before, with_kwargs=True),
                     module.register_forward_hook(self._after),

@@ -53,16 +53,19 @@ SHARE = 2.0**-20  # of the normal numbers may differ, by one unit in the last pl
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No TF32 and deterministic convolutions; without a GPU, the stand-in for a capture."""
-    for unit in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
-        if hasattr(unit, "fp32_precision"):
-            monkeypatch.setattr(unit, "fp32_precision", "ieee")
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    b: Any = torch.backends
+    units = [(b.cuda.matmul, "fp32_precision", "ieee"), (b.cudnn.conv, "fp32_precision", "ieee")]
+    if not hasattr(b.cuda.matmul, "fp32_precision"):  # torch before 2.9
+        units = [(b.cuda.matmul, "allow_tf32", False), (b.cudnn, "allow_tf32", False)]
+    before = [getattr(unit, name) for unit, name, _ in units]
+    for unit, name, value in units:
+        setattr(unit, name, value)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     if CHECK:
         monkeypatch.setitem(steps.CAPTURE, "cpu", lambda body: body)
     yield
+    for (unit, name, _), value in zip(units, before, strict=True):
+        setattr(unit, name, value)
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
