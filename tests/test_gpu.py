@@ -46,7 +46,7 @@ pytestmark = [
 ]
 
 Y = torch.arange(24) % 10
-SETTINGS: dict[str, Any] = dict(epochs=2, batch_size=8, lr=0.01, optimizer="sgd", warmup_epochs=0.5, seed=3)
+SETTINGS: dict[str, Any] = dict(epochs=2, batch_size=8, lr=1e-4, optimizer="sgd", warmup_epochs=0.5, seed=3)
 SHARE = 2.0**-20  # of the normal numbers may differ, by one unit in the last place
 
 
