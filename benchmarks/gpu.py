@@ -22,6 +22,7 @@ kept. ``--device cpu --small`` makes the same calls at the chapters' smoke scale
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -270,15 +271,17 @@ def measure_step(training: Training, device: str, runs: int, until: float) -> di
         batch_size, shape, parameters, precision, passes (images by kind), how (captured, or why not), ``launched`` and
         ``captured`` (what ``timing.over`` says, or None), images_per_second and peak (MiB of the GPU, or None).
     """
+    gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     method, launched, launch = step_of(training, device, capture=False)
-    _, held, replay = step_of(training, device, capture=True)
     launch()
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
     with Passes(method) as passes:
         launch()
     half = launched.autocast
+    _, held, replay = step_of(training, device, capture=True)
 
     def floor() -> None:
         with torch.autocast(device, half, cache_enabled=False) if half else nullcontext():
@@ -303,8 +306,13 @@ def measure_step(training: Training, device: str, runs: int, until: float) -> di
         "launched": over(times["launched"], times["floor"]),
         "captured": over(times["captured"], times["captured floor"]) if "captured floor" in times else None,
         "images_per_second": batch_size / min(times.get("captured", times["launched"])),
-        "peak": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None,
+        "peak": peak,
     }
+
+
+def in_words(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def measure_steps(scales: list[str], device: str, runs: int, until: float) -> list[dict[str, Any]]:
@@ -320,7 +328,7 @@ def measure_steps(scales: list[str], device: str, runs: int, until: float) -> li
                     names = names or opened(chapter, scale)
                     row |= measure_step(training(chapter, name, names), device, runs, time.monotonic() + share)
                 except Exception as error:  # the other rows are measured all the same
-                    row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    row["error"] = in_words(error)
                 rows.append(row)
                 left -= 1
                 print(f"{scale} {chapter} {name}: {row.get('error') or row['how']}", file=sys.stderr, flush=True)
@@ -475,17 +483,21 @@ def main(arguments: list[str] | None = None) -> int:
     facts = measurement(settings, args.device, attacks=[], autoattack={}, rows=[])
     for network in networks:
         facts["attacks"] += measure_attacks(network, batch, args.device, runs, began + 0.15 * seconds)
-    clean, compared = compare_autoattack(images, epochs, first, args.device, began + 0.4 * seconds)
-    facts["autoattack"] = {"clean": clean, "rows": compared}
+    try:
+        clean, compared = compare_autoattack(images, epochs, first, args.device, began + 0.4 * seconds)
+        facts["autoattack"] = {"clean": clean, "rows": compared}
+    except Exception as error:  # the steps are measured all the same
+        facts["autoattack"] = {"error": in_words(error)}
+        print(f"AutoAttack: {in_words(error)}", file=sys.stderr)
     if importlib.util.find_spec("pyautoattack") is not None:
         facts["versions"] = facts["versions"] | {"pyautoattack": importlib.metadata.version("pyautoattack")}
-    facts["tables"] = {name: as_json(table(facts)) for name, table in TABLES.items()}
+    facts["tables"] = {name: as_json(table(facts)) for name, table in TABLES.items() if "error" not in facts[name]}
     facts["rows"] = measure_steps(scales, args.device, runs, began + seconds)
     facts["minutes"] = (time.monotonic() - began) / 60
     report(facts, steps_table(facts), file)
     for table in facts["tables"].values():
         print(results.Table(**table)._repr_markdown_())
-    return int(any("error" in row for row in facts["rows"]))
+    return int(any("error" in part for part in (*facts["rows"], facts["autoattack"])))
 
 
 if __name__ == "__main__":

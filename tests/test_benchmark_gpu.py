@@ -133,6 +133,23 @@ def test_the_floor_makes_the_same_passes(gpu: ModuleType, monkeypatch: pytest.Mo
     assert not method.net.training and all(p.grad is not None for p in method.parameters()), "left as they were"
 
 
+def test_what_fails_is_said_and_the_rest_goes_on(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("no room\nfor details")
+
+    monkeypatch.setattr(gpu, "compare_autoattack", fails)
+    monkeypatch.setattr(gpu, "measure_attacks", lambda *arguments: [])
+    monkeypatch.setattr(gpu, "ROWS", {"vae_urkle": ("vae",)})
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--small", "--threads", "1", "--json", str(file)]) == 1
+    facts = json.loads(file.read_text())
+    assert facts["autoattack"] == {"error": "RuntimeError: no room"} and facts["tables"].keys() == {"attacks"}
+    assert facts["rows"][0]["launched"]["seconds"]["minimum"] > 0
+    assert "AutoAttack: RuntimeError: no room" in capsys.readouterr().err
+
+
 def test_rounds_end_with_the_time(gpu: ModuleType) -> None:
     works: dict[str, Any] = {"a": lambda: None, "b": lambda: None}
     assert {len(v) for v in gpu.take_turns(works, 50, until=time.monotonic() - 1).values()} == {1}
