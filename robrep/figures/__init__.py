@@ -8,7 +8,8 @@ Every function takes tensors, arrays or plain numbers and returns a ``plotly.gra
   text or background is set here: the template decides) and at a width of 390 px (legend above a slider, else below);
 - stays light: numbers are rounded to four digits, images are PNG.
 
-Only trace types of plotly's cartesian bundle are used. ``live`` and ``control`` add what needs a running kernel.
+Only trace types of plotly's cartesian bundle are used. ``live`` and ``control`` add what needs a running kernel, and
+``source`` shows code.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from robrep.figures.information import (
 from robrep.figures.kernel import control, live
 from robrep.figures.landscape import Plane, objective_line, objective_surface, plane
 from robrep.figures.latent import kl_picture, latent_clouds, umap_embed
+from robrep.figures.listing import source
 from robrep.figures.losses import bound_bars, training_curves
 from robrep.figures.rates import accuracy_against_radius, accuracy_slider, label_curve, trade_off
 from robrep.figures.transport import coupling_picture, encoder_line, entropic_objective
@@ -91,6 +93,7 @@ __all__ = [
     "perturbation",
     "plane",
     "released_slip",
+    "source",
     "styles",
     "suite_bars",
     "trade_off",

@@ -43,7 +43,7 @@ from robrep.results.records import (
     runs,
 )
 from robrep.results.schema import SCALES, SCHEMA
-from robrep.results.showing import Fold, Link, Metric, Prose, Table, say
+from robrep.results.showing import Fold, Link, Metric, Prose, Stack, Table, say
 
 __all__ = [
     "COMPARABLE",
@@ -58,6 +58,7 @@ __all__ = [
     "Prose",
     "PublishedValue",
     "Run",
+    "Stack",
     "Table",
     "check_writable",
     "command",

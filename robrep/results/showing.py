@@ -208,6 +208,23 @@ class Fold:
         return printable("\n\n".join([self.summary, *(p if isinstance(p, str) else repr(p) for p in self.parts)]))
 
 
+class Stack:
+    """Parts shown one below the other, at the end of a cell.
+
+    Args:
+        parts: tables, folds, or paragraphs of plain text.
+    """
+
+    def __init__(self, *parts: Table | Fold | str) -> None:
+        self.parts = parts
+
+    def _repr_html_(self) -> str:
+        return "\n".join(f"<p>{html.escape(p)}</p>" if isinstance(p, str) else p._repr_html_() for p in self.parts)
+
+    def __repr__(self) -> str:
+        return "\n\n".join(p if isinstance(p, str) else repr(p) for p in self.parts)
+
+
 class Prose(str):
     """Text that a notebook shows as Markdown."""
 
