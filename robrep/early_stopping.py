@@ -12,7 +12,7 @@ from robrep.attacks import Threat, attack_mode
 from robrep.checkpoints import fingerprint
 from robrep.checks import positive_int
 from robrep.evaluation import robust_accuracy
-from robrep.heads import AdversarialHead, Classifier, encode, frozen
+from robrep.heads import AdversarialHead, Classifier, device_of, encode, frozen
 from robrep.methods import Supervised
 from robrep.regularizers import Attack
 from robrep.training import Examples, History, fit
@@ -106,6 +106,8 @@ def train_head_stopped(
 ) -> History:
     """Train ``head`` in place, and leave it as it was after the epoch of best robust accuracy (:func:`fit_stopped`).
 
+    The head is moved to the encoder's device, and trained there.
+
     Args:
         encoder: images to codes (N, D); deterministic. Its weights, statistics and mode are left alone.
         head: codes to logits.
@@ -117,7 +119,7 @@ def train_head_stopped(
     Returns:
         The history, as of :func:`fit_stopped`.
     """
-    settings |= dict(kept=head, epochs=epochs, batch_size=batch_size, lr=lr)
+    settings |= dict(kept=head, epochs=epochs, batch_size=batch_size, lr=lr, accelerator=device_of(encoder).type)
     with frozen(encoder), attack_mode(encoder):
         if attack is None:
             method: nn.Module = Supervised(nn.Identity(), head)

@@ -177,7 +177,7 @@ def pseudo_labels(classifier: nn.Module, x: Examples, y: Tensor, labelled: Tenso
     if len(labelled) and (labelled.min() < 0 or labelled.max() >= len(y)):
         raise ValueError(f"labelled runs from {labelled.min()} to {labelled.max()}, expected 0 ... {len(y) - 1}")
     labels = encode(classifier, x, batch_size).argmax(1).cpu()  # type: ignore[union-attr]
-    labels[labelled] = y[labelled].cpu()
+    labels[labelled.cpu()] = y.cpu()[labelled.cpu()]
     return labels
 
 
@@ -213,7 +213,8 @@ def train_head(
 ) -> History:
     """Train ``head`` in place on a frozen encoder's codes: one sample of z for each image and step, cross-entropy.
 
-    Without an attack the codes are computed once, in float32, and the loop never sees an image again.
+    Without an attack the codes are computed once, in float32, and the loop never sees an image again. The head is moved
+    to the encoder's device, and trained there.
 
     Args:
         encoder: images to a tensor (N, D) or a ``Gaussian``; its weights, statistics and mode are left alone.
@@ -236,6 +237,7 @@ def train_head(
         raise ValueError(f"{missing} is None, expected attack and threat together, or neither for a clean head")
     settings: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
     settings |= dict(optimizer=optimizer, precision=precision, cache=cache, progress=progress)
+    settings |= dict(accelerator=device_of(encoder).type)
     if attack is not None and threat is not None:
         with frozen(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
             return fit(AdversarialHead(encoder, head, attack, threat), x, y, **settings)

@@ -21,8 +21,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -91,6 +90,9 @@ class Held(Tensor):
             return self.held.numpy(force=True)
         raise TypeError(f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy it to the host first.")
 
+    def __format__(self, spec: str) -> str:
+        return self.held.detach().__format__(spec)
+
     def tolist(self) -> Any:
         return self.held.tolist()
 
@@ -110,11 +112,11 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func.overloadpacket.__name__
     leaves = tree_leaves((args, kwargs))
     there = {id(t.held): t for t in leaves if isinstance(t, Held)}
-    asked = kwargs.get("device")
+    asked, joined = kwargs.get("device"), name in ("cat", "stack")
     if not there and not on_gpu(asked):
         return func(*args, **kwargs)
     if not (name in ("_to_copy", "copy_") or (name in INDEXED and isinstance(args[0], Held))):
-        mixed = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, Held) and t.ndim]
+        mixed = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, Held) and (t.ndim or joined)]
         if there and mixed:
             shapes = " and ".join(f"{tuple(t.shape)}" for t in mixed)
             raise RuntimeError(
@@ -179,7 +181,7 @@ def _fabric(accelerator: str = "auto") -> Any:
         def setup_device(self, device: torch.device) -> None:
             pass
 
-    device = torch.device("cpu") if accelerator == "cpu" else GPU
+    device = GPU if accelerator in ("auto", NAME) else torch.device("cpu")
     return Fabric(devices=1, strategy=SingleDeviceStrategy(device, Accelerator()))
 
 
@@ -189,7 +191,10 @@ def visible() -> Iterator[None]:
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        with mock.patch("robrep.training.make_fabric", _fabric):
+        with (
+            mock.patch("robrep.training.make_fabric", _fabric),
+            mock.patch("robrep.training.default_accelerator", lambda: NAME),
+        ):
             yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)

@@ -65,10 +65,16 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     return result
 
 
+def _on_host(values: Any) -> Any:
+    """Tensors, also those in lists, as numpy can read them."""
+    if isinstance(values, list | tuple):
+        return [_on_host(v) for v in values]
+    return values.detach().cpu() if isinstance(values, Tensor) else values
+
+
 def array(values: Any, name: str = "values") -> np.ndarray:
-    values = values.detach().cpu() if isinstance(values, Tensor) else values
     try:
-        return np.asarray(values, dtype=np.float64)
+        return np.asarray(_on_host(values), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} is a {type(values).__name__}, expected numbers of one rectangular shape") from error
 
