@@ -1,8 +1,9 @@
 """A pretend GPU made of the CPU: code that would mix devices on a real one fails on a machine that has none.
 
-A tensor on the pretend GPU wraps one on the CPU, and says that it lies elsewhere. Every operation runs on the CPU, so its
-numbers are the CPU's. What a real GPU refuses is refused: operations that mix devices, random numbers from a generator
-of the CPU, and numpy's view of the memory. One thing differs: nothing is fast.
+A tensor on the pretend GPU wraps one on the CPU, and says that it lies elsewhere. Operations run on the CPU, so numbers
+are the CPU's. What a real GPU refuses is refused: operations that mix devices, a generator of the CPU, and reading by
+numpy. It is torch's device "privateuseone", which lets Python make the tensors of a new kind of hardware. Nothing is
+captured as a graph here, and mixed precision is not tried.
 
 As a program, it runs the code cells of a notebook at smoke scale on the pretend GPU, without IPython::
 
@@ -88,7 +89,7 @@ class Held(Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.held.numpy(force=True)
-        raise TypeError(f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy it to the host first.")
+        raise TypeError(f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy it to the host")
 
     def __format__(self, spec: str) -> str:
         return self.held.detach().__format__(spec)

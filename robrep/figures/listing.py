@@ -40,8 +40,10 @@ def _code(part: Any) -> str:
         raise TypeError(f"parts has {part!r}, expected a function, a method or a class written in Python") from error
     lines: list[str | None] = list(text.split("\n"))
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
-            doc = node.body[0]
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        doc = node.body[0]
+        if ast.get_docstring(node) is not None and len(node.body) > 1:
             for number in range(doc.lineno, (doc.end_lineno or doc.lineno) + 1):
                 lines[number - 1] = None
     return "\n".join(line for line in lines if line is not None)

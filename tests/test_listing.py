@@ -1,0 +1,61 @@
+"""Source code and stacked parts as a page, a notebook and a terminal show them."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+
+from robrep import comparison, regularizers, results, suites
+from robrep.figures import source
+from robrep.methods import VAEUrkle
+
+
+def test_the_source_of_methods_and_functions_without_docstrings() -> None:
+    shown = source(VAEUrkle.forward, regularizers.worst_case)
+    first, second = ast.parse(shown).body
+    assert isinstance(first, ast.FunctionDef) and isinstance(second, ast.FunctionDef)
+    assert (first.name, second.name) == ("forward", "worst_case") and '"""' not in shown
+    assert regularizers.worst_case.__doc__ and "return divergence(reference, model(x_adv))" in shown
+    assert shown._repr_markdown_() == f"```python\n{shown}\n```" and repr(shown) == str(shown)
+
+
+class Bare(Exception):
+    """Nothing else."""
+
+
+def test_the_source_of_a_class_keeps_everything_but_docstrings() -> None:
+    whole = source(VAEUrkle)
+    assert whole.startswith("class VAEUrkle(") and source(VAEUrkle.forward).split("\n")[1] in whole
+    assert '"""' not in whole and '"""' in source(Bare), "a docstring that is the whole body stays"
+
+
+def test_the_source_of_a_variable() -> None:
+    (node,) = ast.parse(source("robrep.comparison._METHODS")).body
+    assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    assert [ast.literal_eval(k) for k in node.value.keys if k] == list(comparison._METHODS)
+    assert source("robrep.suites.SUITES").startswith("SUITES") and suites.SUITES
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "said"),
+    [
+        (len, TypeError, "parts has <built-in function len>, expected a function, a method or a class written in"),
+        (3, TypeError, "parts has 3, expected"),
+        ("SUITES", ValueError, "parts has 'SUITES', expected the dotted name of a module's variable"),
+        ("robrep.nowhere.SUITES", ValueError, "expected the dotted name of a module's variable"),
+        ("robrep.suites.SUITE", ValueError, "robrep.suites assigns no variable of this name"),
+    ],
+)
+def test_what_has_no_source(part: Any, kind: Any, said: str) -> None:
+    with pytest.raises(kind, match=said):
+        source(part)
+
+
+def test_parts_one_below_the_other() -> None:
+    table = results.Table([["a", 1]], ["name", "count"])
+    both = results.Stack("x < y", table, results.Fold("more", table))
+    html = both._repr_html_()
+    assert html.startswith("<p>x &lt; y</p>") and html.count("<table") == 2 and html.count("<details") == 1
+    assert repr(both).split("\n\n")[0] == "x < y" and repr(table) in repr(both)
