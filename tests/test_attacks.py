@@ -683,3 +683,15 @@ def test_settings_cannot_be_changed_and_show_themselves() -> None:
     with pytest.raises(AttributeError):
         threat.eps = -1  # type: ignore[misc]
     assert eval(repr(attack)) == attack and eval(repr(threat)) == threat
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0])
+def test_the_l2_direction_in_half_precision(dtype: torch.dtype, scale: float) -> None:
+    """Of length 1, or zero for a zero gradient; never a number that is not one."""
+    gradient = (scale * torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    direction = L2(0.5).direction(gradient)
+    assert direction.dtype == dtype and direction.isfinite().all()
+    length = direction.double().flatten(1).norm(dim=1)
+    there = gradient.flatten(1).any(1)
+    torch.testing.assert_close(length, there.double(), rtol=2e-2, atol=0)

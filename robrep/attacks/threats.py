@@ -135,9 +135,10 @@ class L2:
         return (x + direction * rows(length, x) * rows(self.eps, x)).clamp_(0, 1)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        peak = gradient.abs().flatten(1).amax(1)  # first to size 1: squares of very small or large numbers are lost
-        unit = gradient / column(peak.clamp(min=torch.finfo(gradient.dtype).tiny), gradient)
-        return unit.div_(column(_norm(unit).clamp(min=1e-30), unit))
+        g = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # not in half precision
+        peak = g.abs().flatten(1).amax(1)  # first to size 1: squares of very small or large numbers are lost
+        unit = g / column(peak.clamp(min=torch.finfo(g.dtype).tiny), g)
+        return unit.div_(column(_norm(unit).clamp(min=1e-30), unit)).to(gradient.dtype)
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         eps = rows(self.eps, x)
