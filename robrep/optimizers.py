@@ -29,9 +29,11 @@ def make_optimizer(
     """
     one_of("optimizer", name, get_args(Optimizer))
     parameters = list(parameters)
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)  # one kernel for all weights
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    kinds = {p.device.type for p in parameters}
+    fused = kinds <= {"cpu", "cuda"}  # one kernel for all weights
+    if name == "adamw":  # it refuses to be captured unless it is told so
+        capturable = kinds == {"cuda"}
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused, capturable=capturable)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
     from timm.optim.lars import Lars

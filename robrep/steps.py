@@ -50,7 +50,6 @@ class TrainingStep:
     Attributes:
         sums: for each loss term and their sum ``loss``, what :meth:`means` has not read yet.
         loss: of the last step.
-        how: whether steps are captured, and if not, why.
     """
 
     def __init__(
@@ -73,8 +72,7 @@ class TrainingStep:
             refusal = f"a device of type {device.type} has no graphs"
         if not refusal and not getattr(method, "capturable", True):
             refusal = f"{type(method).__name__} says that it cannot be captured"
-        self.how = f"step by step: {refusal}" if refusal else f"captured after {WARM_UP} steps"
-        self.refused, self.device, self.made = bool(refusal), device, 0
+        self.refusal, self.device, self.made = refusal, device, 0
         self.forward, self.optimizer, self.x, self.y, self.steps = forward, optimizer, x, y, steps
         self.autocast, self.scaler, self.backward = autocast, scaler, backward
         self.after_step: Callable[[Tensor, int], None] | None = getattr(method, "after_step", None)
@@ -100,7 +98,7 @@ class TrainingStep:
             self.inputs = inputs.to(self.device, copy=True)
         elif inputs is not None and self.inputs is not None:
             self.inputs.copy_(inputs, non_blocking=True)
-        if self.made == WARM_UP and not self.refused:
+        if self.made == WARM_UP and not self.refusal:
             self._capture()
         if self.replay is not None:
             self.replay()
@@ -109,16 +107,22 @@ class TrainingStep:
                 self._launch()
         self.made += 1
 
+    @property
+    def how(self) -> str:
+        """Whether steps are captured, and if not, why."""
+        if self.replay is not None:
+            return f"captured after {WARM_UP} steps"
+        return f"step by step: {self.refusal or f'a capture comes after {WARM_UP} steps, and there were {self.made}'}"
+
     def _capture(self) -> None:
         try:
             with looking(False):
                 self.replay = CAPTURE[self.device.type](self._body)
         except RuntimeError as error:  # what is captured is not run, so nothing has changed
-            self.how = f"step by step: the capture failed ({str(error).strip().splitlines()[0]})"
-            self.refused = True
+            self.refusal = f"the capture failed ({str(error).strip().splitlines()[0]})"
 
     def _launch(self) -> None:
-        if self.side is None or self.refused:
+        if self.side is None or self.refusal:
             self._body()
             return
         self.side.wait_stream(torch.cuda.current_stream())  # warm-up is on another stream, as captures are

@@ -156,6 +156,11 @@ def test_the_tape_bakes_in_what_a_graph_would(captured: list[TrainingStep]) -> N
     assert not same(method, plain)
 
 
+def test_a_training_of_few_steps_says_so(captured: list[TrainingStep]) -> None:
+    how = fit(Linear(), images(24, 1), Y, **SETTINGS | {"epochs": 1}).how
+    assert how == "step by step: a capture comes after 3 steps, and there were 3" and not captured
+
+
 def test_why_not() -> None:
     x = images(24, 1)
     assert fit(Linear(), x, Y, **SETTINGS).how == "step by step: a device of type cpu has no graphs"
