@@ -171,7 +171,7 @@ def test_wheel_carries_the_records(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     environment.pop("ROBREP_RESULTS", None)
-    environment["ROBREP_DATA"] = str(tmp_path / "cache")
+    environment |= {"ROBREP_DATA": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "share")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
