@@ -71,12 +71,12 @@ CALLS = steps.WARM_UP + 1  # of a step, before it is measured: the last of them 
 # --- images that are made up ------------------------------------------------------------------------------------------
 
 
-def synthetic(name: str) -> data.Dataset:
+def synthetic(name: str, train: int = 2_048) -> data.Dataset:
     """Images in the shape of a data set: each class has a coarse pattern, faint in some images and strong in others."""
     channels, height, width = SHAPES[name]
     patterns = F.interpolate(noise(0, torch.arange(10), (channels, 4, 4)).clamp(-1, 1), (height, width))
     parts: dict[str, Tensor] = {}
-    for seed, (split, n) in enumerate({"train": 2_048, "val": 1_100, "test": TEST_IMAGES}.items()):
+    for seed, (split, n) in enumerate({"train": train, "val": 1_100, "test": TEST_IMAGES}.items()):
         ids = torch.arange(n)
         strength = 0.02 + 0.2 * uniform(seed, ids, (1, 1, 1))
         grey = 0.05 * noise(seed, ids, SHAPES[name])
@@ -371,12 +371,12 @@ def measure_attacks(network: str, batch: int, device: str, runs: int, until: flo
     return rows
 
 
-def compare_autoattack(images: int, epochs: int, first: int, device: str, until: float) -> tuple[Any, list[Any]]:
+def compare_autoattack(images: int, train: int, first: int, device: str, until: float) -> tuple[Any, list[Any]]:
     """Both implementations on a small classifier that was trained adversarially, l-inf, one batch, attack by attack.
 
     Args:
         images: test images.
-        epochs: of the training, on images that are made up.
+        train: training images, which are made up as the test images are.
         first: so many attacks of the suite, at most.
         device: "cpu" or "cuda".
         until: no further attack begins after it (``time.monotonic()``).
@@ -384,8 +384,8 @@ def compare_autoattack(images: int, epochs: int, first: int, device: str, until:
     Returns:
         The clean accuracy, and rows as of ``autoattack.compare``.
     """
-    dataset, rows = synthetic("cifar10"), []
-    model = autoattack.trained(dataset, None, epochs).to(device)
+    dataset, rows = synthetic("cifar10", train), []
+    model = autoattack.trained(dataset, None, 16).to(device)
     x, y = dataset.images("test", slice(images)).to(device), dataset.labels("test", slice(images)).to(device)
     peer = importlib.util.find_spec("pyautoattack") is not None
     for row in autoattack.compare(model, x, y, "linf", images, peer):
@@ -472,9 +472,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("device is 'cuda', expected 'cpu': there is no CUDA device here")
     torch.set_num_threads(args.threads)
-    scales, networks, epochs, first = ["lite", "full"], list(NETWORKS), 16, 4
+    scales, networks, train, first = ["lite", "full"], list(NETWORKS), 2_048, 4
     if args.small:
-        scales, networks, epochs, first = ["smoke"], ["small"], 1, 1
+        scales, networks, train, first = ["smoke"], ["small"], 16, 1
         args.runs, args.batch, args.images = 1, 4, 8
     runs, batch, images = args.runs, args.batch, args.images
     file = args.json or (None if args.small else results.live_folder() / "benchmark-gpu.json")
@@ -484,7 +484,7 @@ def main(arguments: list[str] | None = None) -> int:
     for network in networks:
         facts["attacks"] += measure_attacks(network, batch, args.device, runs, began + 0.15 * seconds)
     try:
-        clean, compared = compare_autoattack(images, epochs, first, args.device, began + 0.4 * seconds)
+        clean, compared = compare_autoattack(images, train, first, args.device, began + 0.4 * seconds)
         facts["autoattack"] = {"clean": clean, "rows": compared}
     except Exception as error:  # the steps are measured all the same
         facts["autoattack"] = {"error": in_words(error)}

@@ -22,12 +22,12 @@ from typing import Any
 
 import pytest
 import torch
-from devices import BALL, METHODS, images, small
+from devices import BALL, METHODS, images
 from torch import Tensor, nn
 
 from robrep import data, steps
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf, Square, attack_mode
-from robrep.encoders import MLPHead, PreActResNet, ResNetEncoder
+from robrep.encoders import ConvEncoder, MLPHead, PreActResNet, ResNetEncoder
 from robrep.evaluation import accuracy, evaluate
 from robrep.heads import Classifier, train_head
 from robrep.methods import AdversarialTraining, Supervised
@@ -209,11 +209,11 @@ def test_a_step_does_not_wait(name: str) -> None:
         batch_size=8, steps=10, refusal="launched here",
     )  # fmt: skip
     ids = torch.arange(8, device=DEVICE)
-    step(ids, None, seed=0, number=0, rate=0.01)
+    step(ids, None, seed=0, number=0, rate=1e-4)
     if DEVICE == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        step(ids, None, seed=1, number=1, rate=0.01)
+        step(ids, None, seed=1, number=1, rate=1e-4)
     finally:
         if DEVICE == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -242,18 +242,27 @@ def test_killed_and_resumed(name: str, capture_again: bool, tmp_path: Path) -> N
 # --- precision and layout ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vae", "at", "simclr_urkle"])
-def test_half_precision(name: str) -> None:
-    """fp16 with a scaler, as on a T4, goes step by step; bf16 is captured. Both stay within 5 % of float32."""
-    expected = losses(trained(name, precision="32-true")[1])
-    _, history = trained(name, precision="16-mixed")
-    assert history.how == "step by step: the loss scaling of 16-mixed decides on the host"
-    assert losses(history) == pytest.approx(expected, rel=0.05)
-    if DEVICE == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+@pytest.mark.parametrize("name", ["vae", "at", "simclr"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_half_precision(name: str, optimizer: Any, precision: Any) -> None:
+    """fp16 with a scaler, as on a T4, goes step by step; bf16 is captured.
+
+    Untrained, losses are those of float32 to 5 %. With a learning rate, the weights move and the loss stays finite: a
+    scaler skips its first steps, in which a gradient of 2**16 times its size overflows.
+    """
+    if precision == "bf16-mixed" and DEVICE == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bf16")
-    _, history = trained(name, precision="bf16-mixed")
-    assert history.how == f"captured after {WARM_UP} steps", history.how
-    assert losses(history) == pytest.approx(expected, rel=0.05)
+    still = {"lr": 0.0, "optimizer": optimizer}
+    (_, expected), (method, history) = trained(name, **still), trained(name, **still, precision=precision)
+    how = f"captured after {WARM_UP} steps"
+    if precision == "16-mixed":
+        how = "step by step: the loss scaling of 16-mixed decides on the host"
+    assert history.how == how
+    assert losses(history) == pytest.approx(losses(expected), rel=0.05)
+    settings = {"lr": 1e-3 if optimizer == "adamw" else 1e-4, "optimizer": optimizer, "epochs": 12}
+    moved, history = trained(name, **settings, precision=precision)
+    assert all(math.isfinite(loss) for loss in losses(history)) and apart(state(moved), state(method)) > 0
 
 
 @pytest.mark.parametrize(
@@ -290,11 +299,11 @@ def attacked() -> tuple[nn.Module, Tensor, Tensor]:
     digits = data.load("digits")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        f, c = small(False), MLPHead(4, 10)
-    fit(AdversarialTraining(f, c, PGD(2), BALL), digits.x_train, digits.y_train, epochs=12, batch_size=64, lr=0.02,
-        accelerator="cpu")  # fmt: skip
+        f, c = ConvEncoder(1, 16, gaussian=False, widths=(8, 16, 16), groups=0), MLPHead(16, 10)
+    method = AdversarialTraining(f, c, PGD(2), BALL)
+    fit(method, digits.x_train, digits.y_train, epochs=5, batch_size=32, lr=0.015, warmup_epochs=0.5, accelerator="cpu")
     model, x, y = Classifier(f, c).eval(), digits.images("test", slice(100)), digits.labels("test", slice(100))
-    assert accuracy(model, x, y).value > 0.6
+    assert accuracy(model, x, y).value > 0.5
     return model, x, y
 
 
@@ -418,7 +427,7 @@ def test_a_head_learns_where_its_encoder_is(attacked: tuple[nn.Module, Tensor, T
     for device in ("cpu", DEVICE):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            head = MLPHead(4, 10)
+            head = MLPHead(16, 10)
         train_head(copy.deepcopy(model.encoder).to(device), head.to(device), x, y, epochs=3, batch_size=20, lr=0.01)
         assert {p.device.type for p in head.parameters()} == {device}
         heads.append(state(head))
