@@ -19,6 +19,10 @@ from robrep.identity import identity
 CHECKPOINT_VERSION = 2
 
 
+class Damaged(ValueError):
+    """A file that is cut short, or not a checkpoint."""
+
+
 def describe(method: nn.Module) -> dict[str, Any]:
     """What distinguishes a method: class, plain attributes, modules, and a hash of all it is, code and weights too.
 
@@ -86,7 +90,8 @@ def resume(path: Path, settings: dict[str, Any], **parts: Any) -> list[dict[str,
     """Load a checkpoint into ``parts`` (whatever has ``load_state_dict``), and return its history.
 
     Raises:
-        ValueError: it is damaged, not a checkpoint, or of another run than ``settings`` describe.
+        Damaged: it is cut short, or not a checkpoint.
+        ValueError: it is of another version, or of another run than ``settings`` describe.
     """
     broken = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError)
     try:
@@ -96,7 +101,7 @@ def resume(path: Path, settings: dict[str, Any], **parts: Any) -> list[dict[str,
         state = torch.load(path, map_location="cpu", weights_only=True)
         version, found, now = state["version"], dict(_entries(state["settings"])), dict(_entries(settings))
     except (*broken, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f"checkpoint {path} is cut short or not a checkpoint of robrep: {error}") from error
+        raise Damaged(f"checkpoint {path} is cut short or not a checkpoint of robrep: {error}") from error
     if version != CHECKPOINT_VERSION:
         raise ValueError(f"checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}")
     differ = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robrep import checkpoints
 from robrep.checkpoints import describe, fingerprint
 from robrep.checks import check_images, check_labels, nonnegative, one_of, positive_int
-from robrep.files import code_hash, digest
+from robrep.files import code_hash, digest, set_aside
 from robrep.optimizers import Optimizer, make_optimizer
 from robrep.progress import Progress
 from robrep.random import as_seed, fold, permutation
@@ -245,8 +245,8 @@ def fit(
         seed: seed of the order of the data and of everything that the method draws.
         checkpoint: file written every ``save_every`` seconds and at the end, and resumed from if it is there.
         cache: folder of checkpoints named by a hash of settings, data, initial weights and robrep's own code. A run
-            that was finished is loaded, one that was cut short is resumed, anything else starts afresh. A method whose
-            code or attributes cannot be identified is not kept, with a warning.
+            that was finished is loaded, one that was cut short is resumed, anything else starts afresh. A damaged file
+            is set aside. A method whose code or attributes cannot be identified is not kept, with a warning.
         save_every: least time between two checkpoints, in seconds; they are written after an epoch.
         after_epoch: called with the number of epochs done; what it returns is added to the history.
         progress: a name for the run, shown with the epochs; None for silence.
@@ -314,7 +314,12 @@ def fit(
     parts = {"method": method, "optimizer": updater, "scaler": scaler}
     history = History()
     if path is not None and path.exists():
-        history.extend(checkpoints.resume(path, settings, **parts))
+        try:
+            history.extend(checkpoints.resume(path, settings, **parts))
+        except checkpoints.Damaged as error:
+            if checkpoint is not None:
+                raise
+            set_aside(path, str(error))
 
     batched = isinstance(x, Tensor)
     refusals = {

@@ -922,3 +922,13 @@ def test_what_cannot_be_identified_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="x is a Nameless without a fingerprint, expected a tensor"):
         fit(dropped(), Nameless(), Y, **USUAL, checkpoint=tmp_path / "run.pt")
     fit(dropped(), Nameless(), Y, **USUAL)
+
+
+def test_a_damaged_file_in_the_cache_is_set_aside(tmp_path: Path) -> None:
+    history = fit(dropped(), X, Y, **USUAL, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="cut short or not a checkpoint"):
+        again = fit(dropped(), X, Y, **USUAL, cache=tmp_path)
+    assert [row["loss"] for row in again] == [row["loss"] for row in history]
+    assert len(list(tmp_path.iterdir())) == 2
