@@ -49,6 +49,7 @@ ORDER = [
     {"parameters"},
     {"figures"},
     {"exercises"},
+    {"book"},
     {"reproduce", "site", "grade"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -19,6 +19,7 @@ from robrep.site.run import file_hash, last_run, strip_ansi
 
 PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme", "plotly")
 ROOT_FILES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "README.md", "CITATION.cff", "LICENSE", "LICENSE-TEXT")
+LAB = Path(__file__).parent.parent / "book" / "lab"  # its scripts, and what writes its networks
 NOT_PAGES = {"__pycache__", ".ipynb_checkpoints", "results"}  # folders of book/ that hold no page and no asset
 
 # MathJax's one-file build and what it may load later: its fonts and the rarer TeX macros
@@ -113,6 +114,8 @@ def site_key(root: Path, build: Path, solutions: bool = True) -> str:
     """Hash of all that the site is made from: pages, assets, settings, executed chapters, docstrings, the builder."""
     files = book_files(root) + [root / name for name in ROOT_FILES if (root / name).is_file()]
     files += sorted(Path(__file__).parent.glob("*.py"))
+    files += sorted(path for path in LAB.rglob("*") if path.suffix in (".py", ".js", ".css"))
+    files += sorted((root / "book" / "results").rglob("*.safetensors"))  # the lab's networks
     content = [[os.path.relpath(path, root), file_hash(path)] for path in files]
     done = [path.name for name, path in notebooks(root).items() if last_run(name, build)]
     runs = {name: file_hash(build / "runs" / name) for name in done}
@@ -136,6 +139,9 @@ def assemble(root: Path, build: Path, source: Path, solutions: bool = True) -> N
     assets.mkdir(parents=True, exist_ok=True)
     import plotly
 
+    from robrep.book.lab import export as lab
+
+    lab.write(assets / "lab", root / "book" / "results")
     shutil.copy2(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", assets / "plotly.min.js")
     for file in distribution("sphinx-mathjax-offline").files or []:
         part = file.as_posix().partition("/static/mathjax/")[2]
@@ -186,11 +192,13 @@ def finish(html: Path, root: Path, solutions: bool = True) -> None:
 
 
 def weights(html: Path) -> dict[str, float]:
-    """Megabytes of the site: plotly, MathJax, and the rest."""
-    size = {"plotly": 0.0, "MathJax": 0.0, "pages": 0.0}
+    """Megabytes of the site: plotly, MathJax, the lab, which loads what a reader asks for, and the rest."""
+    size = {"plotly": 0.0, "MathJax": 0.0, "lab": 0.0, "pages": 0.0}
     for path in html.rglob("*"):
         if path.is_file():
-            kind = "plotly" if path.name == "plotly.min.js" else "MathJax" if "mathjax" in path.parts else "pages"
+            parts = path.relative_to(html).parts
+            kind = "plotly" if path.name == "plotly.min.js" else "MathJax" if "mathjax" in parts else "pages"
+            kind = "lab" if parts[:2] == ("_static", "lab") else kind
             size[kind] += path.stat().st_size / 1e6
     return size
 

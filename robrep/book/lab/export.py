@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copy2
 from typing import Any
@@ -18,7 +18,15 @@ from robrep import comparison, data, results
 from robrep.attacks import Linf
 from robrep.augmentations import digit_augmentation
 from robrep.book.lab.describe import gaussian, layers, tensors
-from robrep.encoders import ConvEncoder, FlatConvEncoder, InfoMaxEncoder, InfoMaxHead, MaskedAutoEncoder, MeanCode, MLPHead
+from robrep.encoders import (
+    ConvEncoder,
+    FlatConvEncoder,
+    InfoMaxEncoder,
+    InfoMaxHead,
+    MaskedAutoEncoder,
+    MeanCode,
+    MLPHead,
+)
 from robrep.files import cache_root
 from robrep.gaussians import Gaussian
 from robrep.heads import encode
@@ -52,6 +60,7 @@ ROW_NAMES = {
     "lora": "LoRA",
     "encoder_only": "Encoder only",
 }
+STILL = ("vae_urkle/demo-digits-standard-0", "vae_urkle/demo-digits-vae_urkle-0")  # on the still picture
 PER_CLASS = {8: 20, 28: 10}  # images offered of each class, by their side
 
 
@@ -121,8 +130,10 @@ def _cropd(row: str, s: Mapping[str, Any], shape: tuple[int, int, int]) -> Built
 
 
 def _compared(row: str, s: Mapping[str, Any], shape: tuple[int, int, int]) -> Built:
+    ball: Any = Linf(s["eps"])
+
     def built(name: str, foundation: nn.Module | None = None) -> nn.Module:
-        return comparison.build(name, 0, shape, 10, s, Linf(s["eps"]), digit_augmentation(), foundation).encoder
+        return comparison.build(name, 0, shape, 10, s, ball, digit_augmentation(), foundation).encoder
 
     return {"encoder": built(row, built("simclr") if row == "cropd" else None)}, ("head", nn.Linear(s["dim"], 10)), 0
 
@@ -182,8 +193,8 @@ def runs(folder: Path | None = None) -> tuple[list[Offered], list[tuple[results.
                 for name, module in (*made.parts.items(), made.head):
                     layers(module, name)
             except (FileNotFoundError, ValueError) as error:
-                why = "recorded without weights" if run.weights is None else str(error)
-                left_out.append((run, why))
+                if run.dataset != "gaussians":  # runs without images have nothing to attack
+                    left_out.append((run, "recorded without weights" if run.weights is None else str(error)))
             else:
                 offered.append(made)
     return offered, left_out
@@ -202,12 +213,14 @@ class Images:
         shown: uint8, (10 R, C, H, W).
         x, y: all test images that the maps are made from, float32 in [0, 1], and their labels.
         note: where they are from, if that is not the network's own test set.
+        colours: what strokes are tinted with, by name, as shares of red, green and blue; empty for grey images.
     """
 
     shown: Tensor
     x: Tensor
     y: Tensor
     note: str = ""
+    colours: dict[str, list[float]] = field(default_factory=dict)
 
 
 def images(dataset: str) -> Images:
@@ -225,8 +238,13 @@ def images(dataset: str) -> Images:
     x, y = x[index], y[index]
     margin = (side - x.shape[-1]) // 2
     x = nn.functional.pad(x, (margin,) * 4)
+    tints = found.tasks.get("colour")
+    colours = {
+        name: (found.x_test[tints.test == k].amax((0, 2, 3)) / 255).tolist()
+        for k, name in enumerate(tints.classes if tints else ())
+    }
     chosen = [(y == c).nonzero().flatten()[: PER_CLASS[side]] for c in range(10)]
-    return Images(x[torch.stack(chosen, dim=1).flatten()], data.as_float(x), y, note)
+    return Images(x[torch.stack(chosen, dim=1).flatten()], data.as_float(x), y, note, colours)
 
 
 def fixed_map(encoder: nn.Module, pictures: Images) -> tuple[dict[str, Tensor], float]:
@@ -294,17 +312,37 @@ def files(folder: Path | None = None) -> Iterator[tuple[str, bytes]]:
     for name, pictures in sets.items():
         path, content = f"digits/{name}.safetensors", digits_file(pictures)
         yield path, content
-        index["datasets"][name] = {"name": DATASETS[name], "shape": shape_of(name), **entry(path, content)}
+        facts = {
+            "name": DATASETS[name],
+            "shape": shape_of(name),
+            "count": len(pictures.shown),
+            "colours": pictures.colours,
+        }
+        index["datasets"][name] = facts | entry(path, content)
     for each in offered:
-        path, content = f"models/{each.run.chapter}-{each.run.run}.safetensors", model_file(each, sets[each.run.dataset])
+        path, content = (
+            f"models/{each.run.chapter}-{each.run.run}.safetensors",
+            model_file(each, sets[each.run.dataset]),
+        )
         yield path, content
         about = {"id": each.id, "name": row_name(each.run.row), "chapter": CHAPTERS[each.run.chapter]}
         about |= {"dataset": each.run.dataset, "eps": each.run.settings["eps"], "samples": each.samples}
         index["models"].append(about | entry(path, content))
     index["leftOut"] = [
-        {"name": row_name(run.row), "chapter": CHAPTERS[run.chapter], "scale": run.scale, "dataset": run.dataset, "why": why}
+        {
+            "name": row_name(run.row),
+            "chapter": CHAPTERS[run.chapter],
+            "scale": run.scale,
+            "dataset": run.dataset,
+            "why": why,
+        }
         for run, why in left_out
     ]
+    pair = [each for name in STILL for each in offered if each.id == name]
+    if len(pair) == len(STILL):
+        from robrep.book.lab.still import picture
+
+        yield "still.svg", picture(pair, sets["digits"], pair[0].run.settings["eps"]).encode()
     yield "index.json", json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode()
 
 
