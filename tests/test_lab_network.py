@@ -1,4 +1,4 @@
-"""The lab's JavaScript computes what PyTorch computes, for every network that the lab offers; in Node and in Chromium."""
+"""The lab's JavaScript computes what PyTorch computes, for every network that it offers; in Node and in Chromium."""
 
 from __future__ import annotations
 
@@ -251,7 +251,8 @@ class TestAgainstPyTorch:
 def test_own_attack(lab: Lab, node: dict[str, Any]) -> None:
     """With random starts and noise of its own, the lab's PGD-20 leaves what the library's leaves, on 200 digits.
 
-    Two seeds of the library's own attack differ by up to 3 points where the network samples, so its mean of four counts.
+    Two seeds of the library's own attack differ by up to 3 points where the network samples, so its mean of four
+    counts.
     """
     gaps = {}
     for name in WHOLE:

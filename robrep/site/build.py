@@ -50,6 +50,8 @@ REWRITTEN_HTML = (
     (re.compile(r"(Show|Hide) code cell source"), r"\1 the code"),
 )
 
+SOLUTION = re.compile(r"^```\{solution\}.*?^```\n", re.DOTALL | re.MULTILINE)  # on a page in Markdown
+
 # A number and its % stay on one line, but for code and scripts, which are to be copied as they are
 VERBATIM = re.compile(r"(<(pre|script|style)\b.*?</\2>)", re.DOTALL)
 PERCENT = re.compile(r"(?<=\d) %(?![\w%])")
@@ -103,9 +105,11 @@ def without_solutions(notebook: str) -> str:
 
 
 def copy_page(path: Path, target: Path, solutions: bool) -> None:
-    """Copy a file of the book; a notebook loses its solutions unless they are wanted."""
+    """Copy a file of the book; a notebook or a page loses its solutions unless they are wanted."""
     if path.suffix == ".ipynb" and not solutions:
         target.write_text(without_solutions(path.read_text(encoding="utf-8")), encoding="utf-8")
+    elif path.suffix == ".md" and not solutions:
+        target.write_text(SOLUTION.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         shutil.copy2(path, target)
 

@@ -1,4 +1,4 @@
-"""Writes what the lab serves: one file for each recorded network, the digits, an index, a still picture, the scripts."""
+"""Writes what the lab serves: a file for each recorded network, the digits, an index, a still picture, the scripts."""
 
 from __future__ import annotations
 
@@ -238,11 +238,10 @@ def images(dataset: str) -> Images:
     x, y = x[index], y[index]
     margin = (side - x.shape[-1]) // 2
     x = nn.functional.pad(x, (margin,) * 4)
-    tints = found.tasks.get("colour")
-    colours = {
-        name: (found.x_test[tints.test == k].amax((0, 2, 3)) / 255).tolist()
-        for k, name in enumerate(tints.classes if tints else ())
-    }
+    colours = {}
+    if tints := found.tasks.get("colour"):
+        for k, name in enumerate(tints.classes):
+            colours[name] = (found.x_test[tints.test == k].amax((0, 2, 3)) / 255).tolist()
     chosen = [(y == c).nonzero().flatten()[: PER_CLASS[side]] for c in range(10)]
     return Images(x[torch.stack(chosen, dim=1).flatten()], data.as_float(x), y, note, colours)
 
@@ -320,12 +319,10 @@ def files(folder: Path | None = None) -> Iterator[tuple[str, bytes]]:
         }
         index["datasets"][name] = facts | entry(path, content)
     for each in offered:
-        path, content = (
-            f"models/{each.run.chapter}-{each.run.run}.safetensors",
-            model_file(each, sets[each.run.dataset]),
-        )
+        path = f"models/{each.id.replace('/', '-')}.safetensors"
+        content = model_file(each, sets[each.run.dataset])
         yield path, content
-        about = {"id": each.id, "name": row_name(each.run.row), "chapter": CHAPTERS[each.run.chapter]}
+        about: dict[str, Any] = {"id": each.id, "name": row_name(each.run.row), "chapter": CHAPTERS[each.run.chapter]}
         about |= {"dataset": each.run.dataset, "eps": each.run.settings["eps"], "samples": each.samples}
         index["models"].append(about | entry(path, content))
     index["leftOut"] = [
