@@ -42,6 +42,7 @@ WHOLE = (
     "cropd/demo-digits-cropd-0",
     "comparison/demo-colour-digits-at-0",
 )
+SEEDS = range(6)  # of the library's attack
 IN_CHROMIUM = 10  # images attacked there, of every network
 MODULES = ("safetensors", "network", "attack")
 OBJECTIVES = ("loss", "kl", "wasserstein", "cosine")
@@ -251,21 +252,23 @@ class TestAgainstPyTorch:
 def test_own_attack(lab: Lab, node: dict[str, Any]) -> None:
     """With random starts and noise of its own, the lab's PGD-20 leaves what the library's leaves, on 200 digits.
 
-    Two seeds of the library's own attack differ by up to 3 points where the network samples, so its mean of four
-    counts.
+    Within a point on average over the networks, and for each within what chance allows: two seeds of the library's own
+    attack differ by as much as 4 points.
     """
-    gaps = {}
+    gaps, chance = {}, {}
     for name in WHOLE:
         asked = lab.questions[name]
         model = Classifier(asked.offered.encoder, asked.offered.head[1], asked.offered.samples)
-        rates = [robust_accuracy(model, asked.x, asked.y, PGD(STEPS), asked.threat, seed=s).value for s in range(4)]
-        theirs = sum(rates) / len(rates)
+        theirs = torch.tensor(
+            [robust_accuracy(model, asked.x, asked.y, PGD(STEPS), asked.threat, seed=s).value for s in SEEDS]
+        )
         right = torch.tensor(node[name]["logits"]).argmax(1) == asked.y
-        survive = [(torch.tensor(run) == asked.y) & right for run in node[name]["ownStart"]]
-        ours = torch.stack(survive).float().mean().item()
-        gaps[name] = ours - theirs
-        print(f"{name}: robust {ours:.1%} here, {theirs:.1%} by the library")
-    assert max(map(abs, gaps.values())) <= 0.02, gaps
+        ours = torch.tensor([((torch.tensor(run) == asked.y) & right).float().mean() for run in node[name]["ownStart"]])
+        gaps[name] = (ours.mean() - theirs.mean()).item()
+        chance[name] = max(theirs.std().item(), 0.005) * (1 / len(ours) + 1 / len(theirs)) ** 0.5  # a standard error
+        print(f"{name}: robust {ours.mean():.1%} here, {theirs.mean():.1%} by the library, ± {chance[name]:.1%}")
+    assert abs(sum(gaps.values())) / len(gaps) <= 0.01, gaps
+    assert all(abs(gaps[name]) <= 3 * chance[name] for name in WHOLE), (gaps, chance)
 
 
 @needs_chromium

@@ -1,5 +1,10 @@
 // What an attack makes large, and projected gradient ascent (Madry et al. 2018), as in robrep.attacks.PGD.
 
+function unit(vector) {
+  const length = Math.max(Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0)), 1e-8);
+  return { length, direction: Float64Array.from(vector, (value) => value / length) };
+}
+
 // Scores of the code q of x' against the code p of x, and their gradients with respect to q. A code that is a point
 // counts as a Gaussian of scale 1, so that its KL divergence is half the squared distance.
 //   each: (p, q) -> { score, mean, scale }; p and q are { mean, scale } as Network.encode gives them.
@@ -32,18 +37,16 @@ export const DIVERGENCES = {
     return { score, mean, scale };
   },
 
-  // 2 - 2 cos of the means
+  // 2 - 2 cos of the means, as the squared distance of the two directions: exactly 0, with no gradient, at q = p
   cosine(p, q) {
-    const D = q.mean.length, mean = new Float32Array(D);
-    let pq = 0, pp = 0, qq = 0;
-    for (let k = 0; k < D; k++) {
-      pq += p.mean[k] * q.mean[k];
-      pp += p.mean[k] ** 2;
-      qq += q.mean[k] ** 2;
+    const { direction: u } = unit(p.mean), { direction: v, length } = unit(q.mean);
+    let score = 0, along = 0;
+    for (let k = 0; k < v.length; k++) {
+      score += (v[k] - u[k]) ** 2;
+      along += (v[k] - u[k]) * v[k];
     }
-    const lengths = Math.max(Math.sqrt(pp) * Math.sqrt(qq), 1e-8), cos = pq / lengths;
-    for (let k = 0; k < D; k++) mean[k] = -2 * (p.mean[k] / lengths - (cos * q.mean[k]) / Math.max(qq, 1e-16));
-    return { score: 2 - 2 * cos, mean, scale: null };
+    const mean = Float32Array.from(v, (value, k) => (2 * (value - u[k] - along * value)) / length);
+    return { score, mean, scale: null };
   },
 };
 
