@@ -5,7 +5,7 @@
 // backward takes the gradient with respect to what forward gave last and returns that with respect to what it took.
 // Parameters get no gradient: an attack changes the image alone. Buffers are reused from call to call.
 
-import { Matrix, upTo4 } from "./matmul.js";
+import { Matrix, product, upTo4 } from "./matmul.js";
 
 const size = (shape) => shape.reduce((product, n) => product * n, 1);
 
@@ -208,79 +208,70 @@ function layerNorm({ eps }, { weight, bias }, shape) {
 // Self-attention of queries, keys and values side by side, [tokens, 3 width], within each of `groups` sequences.
 function attention({ heads, groups }, _, [tokens, triple]) {
   const width = triple / 3, n = tokens / groups, dim = width / heads, scale = 1 / Math.sqrt(dim);
+  const N = upTo4(n), D = upTo4(dim); // padded with zeros
   const seen = new Float32Array(tokens * triple), y = new Float32Array(tokens * width), dx = new Float32Array(tokens * triple);
-  const shares = new Float64Array(groups * heads * n * n), row = new Float64Array(n);
-  const [q, k, v, o, dq, dk, dv] = Array.from({ length: 7 }, () => new Float64Array(n * dim)); // of one head, [n, dim]
-  const copy = (from, start, step, to) => {
-    for (let t = 0; t < n; t++) for (let i = 0; i < dim; i++) to[t * dim + i] = from[start + t * step + i];
+  const rows = () => new Float32Array(N * D), columns = () => new Float32Array(D * N), square = () => new Float32Array(N * N);
+  const [q, k, v, o, dq, dk, dv] = Array.from({ length: 7 }, rows); // of one head, [n, dim]
+  const [kt, vt] = [columns(), columns()]; // transposed
+  const dots = square(), shares = Array.from({ length: groups * heads }, square); // [n, n]
+  const read = (from, start, step, to, transposed) => {
+    for (let t = 0; t < n; t++) for (let i = 0; i < dim; i++) {
+      const value = from[start + t * step + i];
+      to[t * D + i] = value;
+      if (transposed) transposed[i * N + t] = value;
+    }
   };
-  const paste = (from, to, start, step) => {
-    for (let t = 0; t < n; t++) for (let i = 0; i < dim; i++) to[start + t * step + i] = from[t * dim + i];
+  const write = (from, to, start, step) => {
+    for (let t = 0; t < n; t++) for (let i = 0; i < dim; i++) to[start + t * step + i] = from[t * D + i];
   };
-  const read = (x, start) => [q, k, v].forEach((part, p) => copy(x, start + p * width, triple, part));
-  // calls act(first number of the head's queries, first number of what it gives, its first share)
+  // calls act(first number of the head's queries, first number of what it gives, its shares)
   const each = (act) => {
     for (let g = 0; g < groups; g++) for (let h = 0; h < heads; h++) {
-      act(g * n * triple + h * dim, g * n * width + h * dim, (g * heads + h) * n * n);
+      act(g * n * triple + h * dim, g * n * width + h * dim, shares[g * heads + h]);
     }
   };
-  function attend(share) {
-    o.fill(0);
+  function softmax(a) {
     for (let t = 0; t < n; t++) {
-      let sum = 0;
-      for (let s = 0; s < n; s++) {
-        let dot = 0;
-        for (let i = 0; i < dim; i++) dot += q[t * dim + i] * k[s * dim + i];
-        row[s] = dot * scale;
-      }
-      const largest = row.reduce((most, value) => Math.max(most, value));
-      for (let s = 0; s < n; s++) sum += row[s] = Math.exp(row[s] - largest);
-      for (let s = 0; s < n; s++) {
-        const a = (shares[share + t * n + s] = row[s] / sum);
-        for (let i = 0; i < dim; i++) o[t * dim + i] += a * v[s * dim + i];
-      }
+      let sum = 0, largest = -Infinity;
+      for (let s = t * N; s < t * N + n; s++) if (dots[s] > largest) largest = dots[s];
+      for (let s = t * N; s < t * N + n; s++) sum += a[s] = Math.exp(scale * (dots[s] - largest));
+      for (let s = t * N; s < t * N + n; s++) a[s] /= sum;
     }
   }
-  function back(share) { // o holds the gradient
-    for (const part of [dq, dk, dv]) part.fill(0);
+  function softmaxBack(a) { // dots: from gradients of the shares to those of the dot products
     for (let t = 0; t < n; t++) {
       let mean = 0;
-      for (let s = 0; s < n; s++) {
-        const a = shares[share + t * n + s];
-        let dot = 0;
-        for (let i = 0; i < dim; i++) {
-          dot += o[t * dim + i] * v[s * dim + i];
-          dv[s * dim + i] += a * o[t * dim + i];
-        }
-        row[s] = dot;
-        mean += a * dot;
-      }
-      for (let s = 0; s < n; s++) {
-        const g = shares[share + t * n + s] * (row[s] - mean) * scale;
-        for (let i = 0; i < dim; i++) {
-          dq[t * dim + i] += g * k[s * dim + i];
-          dk[s * dim + i] += g * q[t * dim + i];
-        }
-      }
+      for (let s = t * N; s < t * N + n; s++) mean += a[s] * dots[s];
+      for (let s = t * N; s < t * N + n; s++) dots[s] = scale * a[s] * (dots[s] - mean);
     }
   }
   return {
     shape: [tokens, width],
     forward(x) {
       seen.set(x);
-      each((from, to, share) => {
-        read(x, from);
-        attend(share);
-        paste(o, y, to, width);
+      each((from, to, a) => {
+        read(x, from, triple, q);
+        read(x, from + width, triple, k, kt);
+        read(x, from + 2 * width, triple, v);
+        product(q, D, 1, n, D, kt, N, dots);
+        softmax(a);
+        product(a, N, 1, n, N, v, D, o);
+        write(o, y, to, width);
       });
       return y;
     },
     backward(d) {
-      each((from, to, share) => {
-        read(seen, from);
-        copy(d, to, width, o);
-        back(share);
-        [dq, dk, dv].forEach((part, p) => paste(part, dx, from + p * width, triple));
+      each((from, to, a) => {
+        read(seen, from, triple, q);
+        read(seen, from + width, triple, k);
+        read(seen, from + 2 * width, triple, v, vt);
+        read(d, to, width, o);
+        product(a, 1, N, n, N, o, D, dv);
+        product(o, D, 1, n, D, vt, N, dots);
+        softmaxBack(a);
+        product(dots, N, 1, n, N, k, D, dq);
+        product(dots, 1, N, n, N, q, D, dk);
+        [dq, dk, dv].forEach((part, p) => write(part, dx, from + p * width, triple));
       });
       return dx;
     },

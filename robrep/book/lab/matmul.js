@@ -118,4 +118,20 @@ export class Matrix {
   }
 }
 
+// out[M, N] = a[M, K] b[K, N] for a matrix `a` that changes from call to call.
+//   a: Float32Array with the number of row m and column k at m * down + k * along.
+//   b, out: as for Matrix.multiply.
+export function product(a, down, along, M, K, b, N, out, kernel = fast ?? plain) {
+  const rows = upTo4(M), right = used + rows * K, result = right + K * N;
+  reserve(rows * K + K * N + rows * N);
+  heap.fill(0, used, right);
+  for (let m = 0; m < M; m++) {
+    let to = used + (m - (m % 4)) * K + (m % 4), from = m * down;
+    for (let k = 0; k < K; k++, to += 4, from += along) heap[to] = a[from];
+  }
+  heap.set(b, right);
+  kernel(heap, used, right, result, rows, K, N);
+  out.set(heap.subarray(result, result + rows * N));
+}
+
 export { upTo4 };
