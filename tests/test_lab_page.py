@@ -28,6 +28,8 @@ PAGE = """<!doctype html><html lang="en" data-theme="light"><head><meta charset=
 <body><main><h1>The lab</h1><div class="robrep-lab" data-lab="set=digits&amp;a=STANDARD&amp;b=URKLE">
 <p><img src="_static/lab/still.svg" alt="One digit under the same attack on two networks"></p>
 <p>The picture shows what the lab does.</p></div></main></body></html>"""
+DARK = """html { --pst-color-background: #14181e; --pst-color-surface: #1c222a; --pst-color-text-base: #ced6dd;
+--pst-color-text-muted: #9ca4af; color: #ced6dd; background: #14181e; }"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -255,7 +257,7 @@ def test_drawing(browser: Any, address: str) -> None:
     with Visit(browser, address) as visit:
         visit.open()
         visit.page.click("text=Draw a digit")
-        visit.page.click("text=Clear")
+        visit.page.click("button:text-is('Clear')")
         visit.page.wait_for_selector(".lab > .lab-problem:visible")
         assert visit.problem.startswith("The drawing is empty")
         pad = visit.page.locator(".lab-pad")
@@ -286,7 +288,9 @@ def test_drawing(browser: Any, address: str) -> None:
                 const send = (kind, y) => pad.dispatchEvent(new PointerEvent(kind, { pointerId: 1, pointerType: 'touch',
                     clientX: box.left + 112, clientY: box.top + y, bubbles: true }));
                 pad.setPointerCapture = () => {};
-                send('pointerdown', 30); for (let y = 40; y < 190; y += 10) send('pointermove', y); send('pointerup', 190); }"""
+                send('pointerdown', 30);
+                for (let y = 40; y < 190; y += 10) send('pointermove', y);
+                send('pointerup', 190); }"""
         )
         visit.page.wait_for_function("document.querySelector('.lab-verdict').textContent.startsWith('Says 1')")
 
@@ -324,7 +328,7 @@ def test_bad_weights(browser: Any, address: str, folder: Path, problem: str) -> 
         visit.open()
         said = visit.page.locator(".lab-side .lab-problem").nth(0).inner_text()
         assert {
-            "missing": "The weights of Standard could not be loaded (models/vae_urkle-demo-digits-standard-0.safetensors: 404).",
+            "missing": f"The weights of Standard could not be loaded (models/{path.name}: 404).",
             "unknown layer": 'The lab cannot compute Standard: the lab does not know the layer "maxPool".',
         }.get(problem, "The weights of Standard are damaged:") in said
         assert visit.page.locator(".lab-verdict:visible").count() == 1
@@ -413,14 +417,9 @@ def test_accessible(browser: Any, address: str, theme: str, width: int) -> None:
 
     with Visit(browser, address, viewport={"width": width, "height": 900}) as visit:
         visit.go()
-        dark = "{ '--pst-color-text-base': '#ced6dd', '--pst-color-text-muted': '#9ca4af', color: '#ced6dd', background: '#14181e' }"
         if theme == "dark":
-            visit.page.evaluate(
-                f"""() => {{ const root = document.documentElement; root.dataset.theme = 'dark';
-                for (const [name, value] of Object.entries({dark})) root.style.setProperty(name, value);
-                for (const name of ['--pst-color-background', '--pst-color-surface']) root.style.setProperty(name, ''); }}"""
-            )
-            visit.page.add_style_tag(content="html { --pst-color-background: #14181e; --pst-color-surface: #1c222a; }")
+            visit.page.evaluate("document.documentElement.dataset.theme = 'dark'")
+            visit.page.add_style_tag(content=DARK)
         visit.page.click(".robrep-lab-open")
         visit.attacked()
         visit.page.click("text=Draw a digit")
