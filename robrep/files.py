@@ -135,10 +135,10 @@ def digest(value: Any) -> str:
 def code_hash() -> str:
     """A 12-digit hash of robrep's own sources, so that a cache notices a change of the library.
 
-    The site builder is left out: it runs chapters and cannot change their numbers.
+    The site builder and the pages' kit are left out: they cannot change a chapter's numbers.
     """
     root = Path(__file__).parent
     h = hashlib.sha256()
-    for source in sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] != "site"):
+    for source in sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in ("site", "book")):
         h.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
     return h.hexdigest()[:12]

@@ -234,7 +234,7 @@ def test_figures_follow_the_theme(browser: Any, site: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["book/intro.html", "book/bibliography.html", "book/byo.html", "book/api/attacks.html"]
+    "name", ["book/intro.html", "book/lab.html", "book/bibliography.html", "book/byo.html", "book/api/attacks.html"]
 )
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
