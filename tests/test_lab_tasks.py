@@ -98,6 +98,16 @@ def test_layers_that_the_lab_does_not_know(layer: nn.Module) -> None:
         layers(nn.Sequential(nn.ReLU(), layer), "encoder")
 
 
+def test_images_without_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MNIST is not at hand nothing is downloaded: the small digits stand in, enlarged, and a note says so."""
+    monkeypatch.setattr(export, "available", lambda dataset: dataset.endswith("digits"))
+    for name in ("mnist", "colour-mnist"):
+        pictures = export.images(name)
+        assert pictures.shown.shape == (100, *export.shape_of(name)) and "enlarged" in pictures.note
+        assert len(pictures.colours) == (6 if name == "colour-mnist" else 0)
+    assert not export.images("digits").note
+
+
 def test_library_does_not_import_the_book() -> None:
     """robrep.book is for the pages: of the rooms, only the site's builder may import it."""
     for path in (ROOT / "robrep").rglob("*.py"):

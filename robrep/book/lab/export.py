@@ -230,7 +230,10 @@ def images(dataset: str) -> Images:
         found = data.load(dataset)
     else:
         small = data.load("digits" if dataset == "mnist" else "colour-digits")
-        note = "These are the 8 × 8 digits, enlarged: MNIST was not at hand when this site was built."
+        note = (
+            "These are the 8 × 8 digits, enlarged: MNIST was not at hand when this site was built. The networks, which "
+            "were trained on MNIST, recognise fewer of them."
+        )
         found = small.resized(20)
     x, y = found.x_test, found.labels("test")
     assert isinstance(x, Tensor)
