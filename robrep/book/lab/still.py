@@ -66,7 +66,7 @@ def picture(pair: Sequence[Offered], pictures: Images, eps: float, image: int | 
             rows.append(f"<text x='{left}' y='{top + SIDE + 16}' font-size='12' {STYLE}>{escape(caption)}</text>")
         title = f"{row_name(each.run.row)}, attacked within ε = {eps:g}"
         rows.append(f"<text x='{LEFT}' y='{top - 10}' font-size='14' font-weight='600' {STYLE}>{escape(title)}</text>")
-    width, height = 2 * LEFT + 3 * SIDE + 2 * GAP + 20, 44 + 2 * (SIDE + 66)
+    width, height = 2 * LEFT + 3 * SIDE + 2 * GAP + 20, 2 * (SIDE + 66) + 8
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}'>"
         f"<rect width='{width}' height='{height}' fill='#ffffff'/>{''.join(rows)}</svg>\n"
