@@ -10,19 +10,21 @@ PARAMETERS := $(foreach name,SCALE DATASET SEED SOLUTIONS,$(if $($(name)),$(name
 
 # A plan of many runs, carried out by Snakemake on all cores of this machine
 PLAN ?= book/runs.yaml
+PORT ?= 8000
 SNAKEMAKE := $(PY) -m snakemake --snakefile book/Snakefile --configfile $(PLAN) --cores all
 
 STARTED := $(shell date +%s)
 # The installation is redone when what is asked for changes, or when the folder has moved (the install is editable).
 STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install book test sweeps plan runs lint clean
+.PHONY: help install book serve test sweeps plan runs lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book     install, run every chapter at demo scale, build the site (CHAPTER=name runs one;"
 	@echo "              SCALE=, DATASET= and SEED= are passed on to the chapters; SOLUTIONS=no leaves the exercises'"
 	@echo "              solutions out of the pages and of the notebooks offered for download)"
+	@echo "make serve    the built site at http://localhost:8000 (PORT=), for the lab, which browsers do not run from a file"
 	@echo "make test     install, run the whole test suite (reuses the run and the site of make book)"
 	@echo "make sweeps   run the recorded sweeps (CHAPTER=name runs one chapter's), at most 30 minutes a chapter"
 	@echo "make plan     what make runs would do, run by run, and what it is expected to cost"
@@ -46,6 +48,9 @@ $(STAMP):
 
 book: $(STAMP)
 	@$(PY) -m robrep.site book $(CHAPTER) $(PARAMETERS) --started $(STARTED)
+
+serve: $(STAMP)
+	@$(PY) -m http.server $(PORT) --bind localhost --directory _build/html
 
 test: $(STAMP)
 	@$(PY) -m pytest tests -q -n 2 -m "not book"

@@ -204,7 +204,7 @@ def carry_out(options: argparse.Namespace) -> int:
         return 1
     print("  ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))
     if options.command != "run":
-        print(f"Open {options.root / '_build' / 'html' / 'index.html'}")
+        print(f"Open {options.root / '_build' / 'html' / 'index.html'} (its lab needs a server: make serve)")
     return 0
 
 
