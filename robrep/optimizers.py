@@ -35,7 +35,10 @@ def make_optimizer(
         capturable = kinds == {"cuda"}
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused, capturable=capturable)
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
+        sgd = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
+        for p in parameters:  # fused, a first step that a loss scaler skips would leave it as it was allocated
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return sgd
     from timm.optim.lars import Lars
 
     groups: list[dict[str, Any]] = [{"params": parameters, "always_adapt": True}]

@@ -375,6 +375,17 @@ def test_mixed_precision(build: Any) -> None:
             assert not torch.equal(p, before[name]), f"{name} did not learn"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_loss_scaling_may_skip_the_first_steps(optimizer: Any) -> None:
+    """As in float16 on an older GPU: the scale starts too high, and comes down until the gradients are finite."""
+    for seed in range(5):
+        method = urkle(beta_robust=0.1)
+        settings = USUAL | {"epochs": 8, "optimizer": optimizer, "lr": 1e-4, "seed": seed}
+        history = fit(method, X, Y, **settings, precision="16-mixed")
+        assert all(v.isfinite().all() for v in method.state_dict().values())
+        assert history.how == "step by step: the loss scaling of 16-mixed decides on the host"
+
+
 def test_best_precision() -> None:
     assert training.best_precision(torch.device("cpu")) in ("bf16-mixed", "32-true")
     method = dropped()
