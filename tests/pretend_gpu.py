@@ -23,10 +23,11 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
+COPIES = ("_to_copy", "copy_")
+JOINED = ("cat", "stack")  # even of numbers
 INDEXED = ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_", "_unsafe_index_put")
 
 
@@ -104,46 +105,52 @@ class Held(Tensor):
         return run(func, args, kwargs or {})
 
 
-def on_gpu(device: Any) -> bool:
-    return device is not None and torch.device(device).type == NAME
+def _plain(value: Any, there: dict[int, Held], here: list[Tensor]) -> Any:
+    """What the CPU computes with; notes the tensors ``there``, on the pretend GPU, and those ``here``, on the CPU."""
+    if isinstance(value, Held):
+        there[id(value.held)] = value
+        return value.held
+    if isinstance(value, list | tuple):
+        return [_plain(v, there, here) for v in value]
+    if isinstance(value, Tensor):
+        here.append(value)
+    elif isinstance(value, torch.Generator):
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
+    return value
+
+
+def _held(value: Any, there: dict[int, Held], here: list[Tensor]) -> Any:
+    """A result on the pretend GPU; what was changed in place stays the tensor that it was."""
+    if isinstance(value, list | tuple):
+        return type(value)(_held(v, there, here) for v in value)
+    if not isinstance(value, Tensor) or any(value is t for t in here):
+        return value
+    return there[id(value)] if id(value) in there else Held(value)
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """One operation: on the pretend GPU if one of its tensors is there, or if its result shall be."""
-    name = func.overloadpacket.__name__
-    leaves = tree_leaves((args, kwargs))
-    there = {id(t.held): t for t in leaves if isinstance(t, Held)}
-    asked, joined = kwargs.get("device"), name in ("cat", "stack")
-    if not there and not on_gpu(asked):
-        return func(*args, **kwargs)
-    if not (name in ("_to_copy", "copy_") or (name in INDEXED and isinstance(args[0], Held))):
-        mixed = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, Held) and (t.ndim or joined)]
-        if there and mixed:
-            shapes = " and ".join(f"{tuple(t.shape)}" for t in mixed)
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, {GPU} and cpu! "
-                f"(in {func}, shape {shapes} on cpu)"
-            )
-    if any(isinstance(v, torch.Generator) for v in leaves):
-        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu' (in {func})")
+    """One operation of which at least one tensor is on the pretend GPU."""
+    name, to = func.overloadpacket.__name__, kwargs.get("device")
     if name == "_fused_sdp_choice":
         return 0  # attention by plain operations
-    plain = {**kwargs, "device": torch.device("cpu")} if on_gpu(asked) else kwargs
-    args, plain = tree_map(lambda t: t.held if isinstance(t, Held) else t, (args, plain))
-    out = func(*args, **plain)
-    moved_away = asked is not None and not on_gpu(asked)
-    into = name == "copy_" and not any(args[0] is t.held for t in there.values())
-
-    def wrap(t: Any) -> Any:
-        if not isinstance(t, Tensor) or moved_away or into:
-            return t
-        return there.get(id(t)) if id(t) in there else Held(t)
-
-    wrapped = tree_map(wrap, out)
-    for held in there.values():
-        if held.shape != held.held.shape:
-            raise NotImplementedError(f"{func} changes a shape in place")
-    return wrapped
+    there: dict[int, Held] = {}  # by the identity of what they hold
+    here: list[Tensor] = []
+    listed = _plain(args, there, here)
+    named = {k: _plain(v, there, here) for k, v in kwargs.items()}
+    allowed = name in COPIES or (name in INDEXED and isinstance(args[0], Held))
+    if not allowed and any(t.ndim or name in JOINED for t in here):
+        shapes = " and ".join(f"{tuple(t.shape)}" for t in here)
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {GPU} and cpu! "
+            f"(in {func}, shape {shapes} on cpu)"
+        )
+    out = func(*listed, **(named if to is None else named | {"device": torch.device("cpu")}))
+    if to is not None and to.type != NAME:
+        return out
+    result = _held(out, there, here)
+    if any(t.shape != t.held.shape for t in there.values()):
+        raise NotImplementedError(f"{func} changes a shape in place")
+    return result
 
 
 _library = torch.library.Library("aten", "IMPL")  # from these, torch makes every other new tensor on a device
