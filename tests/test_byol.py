@@ -371,6 +371,8 @@ def test_the_rival_is_a_row_and_heads_move_to_other_data(tmp_path, monkeypatch) 
     )
     assert whole["right"].value == 1 > part["right"].value
     for key in ("digits_0.1", "digits_1", "digits_1_clean_head"):
-        assert whole[f"clean_{key}"].value >= whole[f"robust_{key}"].value >= whole[f"robust_suite_{key}"].value
+        clean, robust, suite = (whole[f"{kind}_{key}"] for kind in ("clean", "robust", "robust_suite"))
+        assert clean.value >= robust.value
+        assert suite.n * suite.value <= clean.n * clean.value, "the suite's images are the first of all images"
     assert "robust_suite" in whole.metrics and "clean_digits_1" not in part.metrics
     assert len(list(results.runs("byorl", folder=tmp_path))) == 2

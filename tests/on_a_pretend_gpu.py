@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,6 @@ try:
 except ImportError as error:
     pytest.skip(f"this torch has no backends in Python ({error})", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 MIXED = "Expected all tensors to be on the same device"
 
 
@@ -227,18 +223,6 @@ def test_figures_take_tensors_of_the_gpu(gpu: torch.device) -> None:
 # --- the chapters -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.notebook
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_chapter(path: Path, tmp_path: Path) -> None:
-    """As a plain script, at smoke scale, on the pretend GPU and without IPython."""
-    environment = {**os.environ, "ROBREP_RESULTS": str(tmp_path / "results"), "PYTHONPATH": str(ROOT)}
-    for name in ("JPY_SESSION_NAME", "PLOTLY_RENDERER", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"):
-        environment.pop(name, None)
-    command = [sys.executable, str(ROOT / "tests" / "pretend_gpu.py"), str(path)]
-    done = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-
-
 BAD = {
     "a head of the CPU": ("nn.Linear(encoder.dim, 10)(encode(encoder, x))", RuntimeError, MIXED),
     "an image of the CPU": ("encoder(x)", RuntimeError, MIXED),
@@ -259,7 +243,7 @@ CELLS = (
 def test_a_chapter_that_would_fail_on_a_gpu_fails(
     name: str, gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process, as ``test_chapter`` does it in one of its own."""
+    """As ``test_pretend_gpu.test_chapter`` runs one."""
     for module in [m for m in sys.modules if m.partition(".")[0] == "IPython"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [Hidden("IPython"), *sys.meta_path])
