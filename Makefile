@@ -11,6 +11,8 @@ PARAMETERS := $(foreach name,SCALE DATASET SEED SOLUTIONS,$(if $($(name)),$(name
 # A plan of many runs, carried out by Snakemake on all cores of this machine
 PLAN ?= book/runs.yaml
 PORT ?= 8000
+# Tests run in a random order, another one each day; ORDER=7 repeats that of a seed
+ORDER ?= $(shell date +%j)
 SNAKEMAKE := $(PY) -m snakemake --snakefile book/Snakefile --configfile $(PLAN) --cores all
 
 STARTED := $(shell date +%s)
@@ -53,9 +55,9 @@ serve: $(STAMP)
 	@$(PY) -m http.server $(PORT) --bind localhost --directory _build/html
 
 test: $(STAMP)
-	@$(PY) -m pytest tests -q -n 2 -m "not book"
+	@$(PY) -m pytest tests -q -n 2 -m "not book" --randomly-seed=$(ORDER)
 	@$(PY) -m robrep.site book
-	@$(PY) -m pytest tests -q -m book
+	@$(PY) -m pytest tests -q -m book --randomly-seed=$(ORDER)
 
 sweeps: $(STAMP)
 	@$(PY) -m robrep.site sweeps $(CHAPTER)
