@@ -28,7 +28,7 @@ from robrep.training import fit
 META = torch.device("meta")
 
 
-def meta_step(method: nn.Module, x: Tensor, autocast: Any = None) -> None:
+def meta_step(method: nn.Module, x: Tensor) -> None:
     """Two whole steps of a method whose modules are on the meta device."""
     trained = [p for p in method.parameters() if p.requires_grad]
     y = torch.empty(len(x), dtype=torch.int64, device=META)
