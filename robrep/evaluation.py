@@ -142,7 +142,7 @@ def adversarial_images(
     seed: int = 0,
     precision: Precision = "32-true",
 ) -> Tensor:
-    """x' in A(x) that makes ``model`` wrong: one batch, shape of ``x``, in float32 if ``x`` is in half precision.
+    """x' in A(x) that makes ``model`` wrong: one batch, shape of ``x``, on the model's device, at least in float32.
 
     A model that samples is attacked through its average: each gradient is that of -log of the mean probability over
     the model's own number of samples, with fresh noise in every step.
@@ -164,8 +164,9 @@ def adversarial_images(
         raise ValueError(f"attack is a suite of {len(several)} attacks, expected a single one (see evaluate)")
     check_model(model)
     (one,) = several
-    ids = torch.arange(len(x), device=x.device) if ids is None else ids
-    with torch.inference_mode(False), attack_mode(model), autocast(x.device, precision):
+    device = device_of(model)
+    x, y, ids = (t.to(device) for t in (x, y, torch.arange(len(x)) if ids is None else ids))
+    with torch.inference_mode(False), attack_mode(model), autocast(device, precision):
         images = wide(normal(x)).contiguous()
         return one.run(model, images, normal(y), threat, ids=normal(ids), seed=fold(integer("seed", seed), "attack"))
 
