@@ -49,18 +49,18 @@ $(STAMP):
 	@echo "install: done in $$(( $$(date +%s) - $(STARTED) )) s"
 
 book: $(STAMP)
-	@$(PY) -m robrep.site book $(CHAPTER) $(PARAMETERS) --started $(STARTED)
+	@$(PY) -m robrep.book.site book $(CHAPTER) $(PARAMETERS) --started $(STARTED)
 
 serve: $(STAMP)
 	@$(PY) -m http.server $(PORT) --bind localhost --directory _build/html
 
 test: $(STAMP)
 	@$(PY) -m pytest tests -q -n 2 -m "not book" --randomly-seed=$(ORDER)
-	@$(PY) -m robrep.site book
+	@$(PY) -m robrep.book.site book
 	@$(PY) -m pytest tests -q -m book --randomly-seed=$(ORDER)
 
 sweeps: $(STAMP)
-	@$(PY) -m robrep.site sweeps $(CHAPTER)
+	@$(PY) -m robrep.book.site sweeps $(CHAPTER)
 
 plan: $(STAMP)
 	@$(SNAKEMAKE) --dry-run --quiet rules

@@ -6,7 +6,7 @@ from shutil import copyfile, rmtree
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-KINDS = ("results", "published")  # folders of book/, read by robrep.results where there is no checkout
+KINDS = ("results", "published")  # folders of book/, read by robrep.book.results where there is no checkout
 SUFFIXES = (".json", ".safetensors")
 
 

@@ -23,8 +23,8 @@ from timing import keep_memory, measurement, options, over, report, show, take_t
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robrep import results
 from robrep.attacks import APGD, PGD, Linf
+from robrep.book import results
 from robrep.checks import positive_int
 from robrep.objectives import classifier_objective
 

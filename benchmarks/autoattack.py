@@ -21,8 +21,8 @@ import torch
 from timing import measurement, options, report, show, threads
 from torch import Tensor, nn
 
-from robrep import results
 from robrep.attacks import L2, PGD, Linf
+from robrep.book import results
 from robrep.checks import positive_int
 from robrep.data import load
 from robrep.encoders import he_init

@@ -41,8 +41,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map
 
-from robrep import data, reproduce, results, steps
+from robrep import data, steps
 from robrep.attacks import Linf
+from robrep.book import reproduce, results
 from robrep.checks import positive_int
 from robrep.encoders import ResNetEncoder
 from robrep.evaluation import accuracy

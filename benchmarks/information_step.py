@@ -17,8 +17,8 @@ import torch
 from timing import measurement, options, over, report, show, take_turns, threads
 from torch import Tensor
 
-from robrep import results
 from robrep.attacks import PGD, Linf, attack_mode
+from robrep.book import results
 from robrep.checks import positive_int
 from robrep.encoders import Critic, InfoMaxEncoder
 from robrep.methods import WorstCaseInfoMax

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from robrep import results
+from robrep.book import results
 from robrep.files import atomic_write, code_hash
 
 

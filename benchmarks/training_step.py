@@ -21,9 +21,9 @@ import torch
 from timing import keep_memory, measurement, options, over, report, show, take_turns, threads
 from torch import Tensor, nn
 
-from robrep import results
 from robrep.attacks import APGD, PGD, Linf, attack_mode
 from robrep.augmentations import simclr_augmentation
+from robrep.book import results
 from robrep.checks import positive_int
 from robrep.encoders import NormMLP, PreActResNet, Projector, ResNetEncoder
 from robrep.gaussians import Gaussian

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robrep.checks import nonnegative, one_of
-from robrep.gaussians import full_precision, wide
+from robrep.gaussians import full_precision, upcast
 
 Denominator = Literal["all_but_self", "negatives_only"]
 DENOMINATORS = ("all_but_self", "negatives_only")
@@ -52,7 +52,7 @@ def nt_xent(
     if len(views) < 2 or len(set(shapes)) > 1 or len(shapes[0]) != 2:
         raise ValueError(f"views has shapes {shapes}, expected at least two of one shape (N, D)")
     with full_precision(views[0]):
-        anchors = F.normalize(torch.stack([wide(v) for v in views]), dim=2)  # n x N x D
+        anchors = F.normalize(torch.stack([upcast(v) for v in views]), dim=2)  # n x N x D
         keys, first = _gathered(anchors)
         n, size, total = len(views), len(views[0]), keys.shape[1]
         if total < 2:
@@ -96,7 +96,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
         came = f"{tuple(clean.shape)} and {tuple(adversarial.shape)}"
         raise ValueError(f"clean and adversarial have shapes {came}, expected one shape (N, D)")
     with full_precision(clean):
-        pair = F.normalize(torch.stack([wide(clean), wide(adversarial)]), dim=2)  # 2 x N x D
+        pair = F.normalize(torch.stack([upcast(clean), upcast(adversarial)]), dim=2)  # 2 x N x D
         keys, first = _gathered(pair)
         size, total = len(clean), keys.shape[1]
         if total < 2:
@@ -146,4 +146,4 @@ def nearest(codes: Tensor, bank: Tensor, k: int = 1) -> Tensor:
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k is {k}, expected 1 ... {len(bank)}, the rows of bank")
-    return (F.normalize(wide(codes), dim=1) @ F.normalize(wide(bank), dim=1).T).topk(k, dim=1).indices
+    return (F.normalize(upcast(codes), dim=1) @ F.normalize(upcast(bank), dim=1).T).topk(k, dim=1).indices

@@ -12,7 +12,7 @@ from robrep.attacks import Threat, attack_mode
 from robrep.checkpoints import fingerprint
 from robrep.checks import positive_int
 from robrep.evaluation import robust_accuracy
-from robrep.heads import AdversarialHead, Classifier, device_of, encode, frozen
+from robrep.heads import AdversarialHead, Classifier, device_of, encode, gradients_disabled
 from robrep.methods import Supervised
 from robrep.regularizers import Attack
 from robrep.training import Examples, History, fit
@@ -120,7 +120,7 @@ def train_head_stopped(
         The history, as of :func:`fit_stopped`.
     """
     settings |= dict(kept=head, epochs=epochs, batch_size=batch_size, lr=lr, accelerator=device_of(encoder).type)
-    with frozen(encoder), attack_mode(encoder):
+    with gradients_disabled(encoder), attack_mode(encoder):
         if attack is None:
             method: nn.Module = Supervised(nn.Identity(), head)
             inputs: Examples = encode(encoder, x)  # type: ignore[assignment]

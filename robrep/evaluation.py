@@ -18,7 +18,7 @@ from robrep.attacks import L2, Linf, Threat, attack_mode
 from robrep.attacks.threats import check_count
 from robrep.checks import check_images, check_labels, looking, one_of
 from robrep.files import atomic_write, code_hash, digest
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.identity import identity
 from robrep.objectives import check_model, draws_noise, predict, samplers, samples_of
@@ -167,7 +167,7 @@ def adversarial_images(
     device = device_of(model)
     x, y, ids = (t.to(device) for t in (x, y, torch.arange(len(x)) if ids is None else ids))
     with torch.inference_mode(False), attack_mode(model), autocast(device, precision):
-        images = wide(normal(x)).contiguous()
+        images = upcast(normal(x)).contiguous()
         return one.run(model, images, normal(y), threat, ids=normal(ids), seed=fold(integer("seed", seed), "attack"))
 
 

@@ -132,13 +132,17 @@ def digest(value: Any) -> str:
 
 
 @cache
-def code_hash() -> str:
+def code_hash(*, kit: bool = False) -> str:
     """A 12-digit hash of robrep's own sources, so that a cache notices a change of the library.
 
-    The site builder and the pages' kit are left out: they cannot change a chapter's numbers.
+    The pages' kit, ``robrep.book``, cannot change what the library computes and is left out unless ``kit``; then all of
+    it counts but what builds the site and the lab, which no chapter runs.
     """
     root = Path(__file__).parent
+    left_out = ["book/site/", "book/lab/"] if kit else ["book/"]
     h = hashlib.sha256()
-    for source in sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in ("site", "book")):
-        h.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    for source in sorted(root.rglob("*.py")):
+        name = source.relative_to(root).as_posix()
+        if not name.startswith(tuple(left_out)):
+            h.update(name.encode() + b"\0" + source.read_bytes() + b"\0")
     return h.hexdigest()[:12]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep.checks import one_of, positive_int
-from robrep.gaussians import Gaussian, wide
+from robrep.gaussians import Gaussian, upcast
 from robrep.objectives import own_ids
 from robrep.random import fold, uniform
 
@@ -224,7 +224,7 @@ def new_vit_mae(
     )
 
 
-class Frozen(nn.Module):
+class FrozenFoundation(nn.Module):
     """A pre-processor and a foundation model as one encoder that stays as it is: always in evaluation mode.
 
     Gradients reach the image, through both, and no parameter: they are told to need none, and stay so.
@@ -242,7 +242,7 @@ class Frozen(nn.Module):
         self.foundation, self.random = foundation, bool(getattr(foundation, "random", False))
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Frozen:
+    def train(self, mode: bool = True) -> FrozenFoundation:
         """Stays in evaluation mode, whatever is asked."""
         return super().train(False)
 
@@ -258,7 +258,7 @@ class Chain(nn.Module):
     If the foundation model draws masks, the probabilities are averaged over ``samples`` of them.
 
     Args:
-        encoder: a :class:`Frozen`.
+        encoder: a :class:`FrozenFoundation`.
         head: codes (N, D) to logits (N, C).
         samples: masks to average over, at least 1; it becomes 0 where nothing is drawn, which is how attacks and
             evaluations see that the model is deterministic.
@@ -266,7 +266,7 @@ class Chain(nn.Module):
     Shapes: images (N, C, H, W) in [0, 1] to logits (N, C), log-probabilities where masks are averaged.
     """
 
-    def __init__(self, encoder: Frozen, head: nn.Module, samples: int = 1) -> None:
+    def __init__(self, encoder: FrozenFoundation, head: nn.Module, samples: int = 1) -> None:
         super().__init__()
         positive_int("samples", samples)
         self.encoder, self.head, self.samples = encoder, head, samples if encoder.random else 0
@@ -276,7 +276,7 @@ class Chain(nn.Module):
         if not self.samples:
             return self.head(self.encoder(x))
         log_p = [
-            wide(self.head(self.encoder(x, ids=ids, seed=fold(seed, "sample", s)))).log_softmax(1)
+            upcast(self.head(self.encoder(x, ids=ids, seed=fold(seed, "sample", s)))).log_softmax(1)
             for s in range(self.samples)
         ]
         return torch.stack(log_p).logsumexp(0) - math.log(self.samples)
@@ -351,7 +351,7 @@ def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: b
 def new_diffusion_vae(
     channels: int = 3, widths: tuple[int, ...] = (16, 32, 32), latent_channels: int = 4
 ) -> LatentDiffusionVAE:
-    """A small, untrained one, for :class:`robrep.methods.VariationalAutoEncoder`.
+    """A small, untrained one, for :class:`robrep.methods.VariationalReconstruction`.
 
     Args:
         channels: channels of the images.

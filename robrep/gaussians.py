@@ -53,7 +53,7 @@ class FullGaussian(NamedTuple):
         return cls(p.mean, torch.diag_embed(p.scale.square()))
 
 
-def wide(t: Tensor) -> Tensor:
+def upcast(t: Tensor) -> Tensor:
     """``t`` in float32, or in float64 if it is so already."""
     return t if t.dtype == torch.float64 else t.float()
 
@@ -72,9 +72,9 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
     Source: Nguyen et al. 2022, the closed form behind Urkle (clean distribution first). With r = s/s', the terms
     r^2 - 1 - 2 ln r are computed from r - 1, so that the result keeps its digits where q is close to p.
     """
-    s, s_ = wide(p.scale), wide(q.scale)
+    s, s_ = upcast(p.scale), upcast(q.scale)
     d = (s - s_) / s_  # r - 1
-    m = (wide(p.mean) - wide(q.mean)) / s_
+    m = (upcast(p.mean) - upcast(q.mean)) / s_
     r = s / s_
     # ln r: by log1p near 1; below 1/2, r - 1 has lost its digits. The clamps only keep the unused branch finite.
     log_r = torch.where(r > 0.5, torch.log1p(d.clamp(min=-0.9)), torch.log(r.clamp(max=1)))
@@ -107,9 +107,9 @@ def wasserstein2(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian) -> Tens
     """
     if _full(p, q):
         means, roots, _ = _pair(p, q)
-        return (means + roots).to(wide(p.mean).dtype)
+        return (means + roots).to(upcast(p.mean).dtype)
     (m, s), (m_, s_) = p, q
-    return ((wide(m) - wide(m_)).square() + (wide(s) - wide(s_)).square()).sum(-1)  # type: ignore[operator]
+    return ((upcast(m) - upcast(m_)).square() + (upcast(s) - upcast(s_)).square()).sum(-1)  # type: ignore[operator]
 
 
 def entropic_wasserstein(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian, gamma: float = 1.0) -> Tensor:
@@ -141,9 +141,9 @@ def entropic_wasserstein(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian,
     if _full(p, q):
         means, roots, product = _pair(p, q)
         value = 0.5 * gamma * (means + roots) + _entropic_part(product, gamma).sum(-1)
-        return value.to(wide(p.mean).dtype)
+        return value.to(upcast(p.mean).dtype)
     distance = wasserstein2(p, q)
-    s, s_ = wide(p.scale), wide(q.scale)  # type: ignore[union-attr]
+    s, s_ = upcast(p.scale), upcast(q.scale)  # type: ignore[union-attr]
     # ln s + ln s' and not ln (s s'): the product of two tiny scales is 0 in float32
     return 0.5 * gamma * distance + _entropic_part(s * s_, gamma, s.log() + s_.log()).sum(-1)
 
@@ -166,7 +166,7 @@ def optimal_coupling(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian, gam
     """
     nonnegative("gamma", gamma)
     if not _full(p, q):
-        product = wide(p.scale) * wide(q.scale)  # type: ignore[union-attr]
+        product = upcast(p.scale) * upcast(q.scale)  # type: ignore[union-attr]
         t = 2 * gamma * product
         return product * (t / (1 + torch.hypot(torch.ones_like(t), t)))  # (u - 1) / (2 gamma) without the difference
     a, b = p.covariance.double(), q.covariance.double()  # type: ignore[union-attr]
@@ -174,7 +174,7 @@ def optimal_coupling(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian, gam
     inner = root @ b @ root
     # (M^(1/2) - I / (2 gamma)) = inner (M^(1/2) + I / (2 gamma))^-1, M = inner + I / (4 gamma^2): no difference either
     middle = torch.linalg.solve(matrix_sqrt(one + 4 * gamma**2 * inner) + one, 2 * gamma * inner)
-    return torch.linalg.solve(root, root @ middle, left=False).to(wide(p.mean).dtype)
+    return torch.linalg.solve(root, root @ middle, left=False).to(upcast(p.mean).dtype)
 
 
 class _MatrixSqrt(torch.autograd.Function):

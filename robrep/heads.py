@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robrep.attacks import Threat, attack_mode, random_objective
 from robrep.checks import check_labels, positive_int
 from robrep.data import floats
-from robrep.gaussians import Gaussian, wide
+from robrep.gaussians import Gaussian, upcast
 from robrep.losses import cross_entropy
 from robrep.objectives import fitting, own_ids, with_noise
 from robrep.optimizers import Optimizer
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
         n, d = code.mean.shape
         z = code.sample(noise(seed, ids, (self.samples, d)).transpose(0, 1))
         logits = self.head(fitting(self.head, z.reshape(self.samples * n, d))).view(self.samples, n, -1)
-        return wide(logits).log_softmax(-1).logsumexp(0) - math.log(self.samples)
+        return upcast(logits).log_softmax(-1).logsumexp(0) - math.log(self.samples)
 
 
 class _HeadOnCodes(nn.Module):
@@ -182,7 +182,7 @@ def pseudo_labels(classifier: nn.Module, x: Examples, y: Tensor, labelled: Tenso
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def gradients_disabled(module: nn.Module) -> Iterator[None]:
     """No parameter of ``module`` needs a gradient meanwhile; each one's own setting is restored afterwards."""
     before = [(p, p.requires_grad) for p in module.parameters()]
     try:
@@ -239,7 +239,7 @@ def train_head(
     settings |= dict(optimizer=optimizer, precision=precision, cache=cache, progress=progress)
     settings |= dict(accelerator=device_of(encoder).type)
     if attack is not None and threat is not None:
-        with frozen(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
+        with gradients_disabled(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
             return fit(AdversarialHead(encoder, head, attack, threat), x, y, **settings)
     codes = encode(encoder, x)
     inputs = torch.stack(codes, dim=1) if isinstance(codes, Gaussian) else codes

@@ -53,9 +53,9 @@ def identity(value: Any, name: str = "value") -> str:
 
 @functools.cache
 def _readers(module: str | None) -> bool:
-    """Whether a module is the reader's own: neither installed nor a part of robrep, which has a hash of its own."""
+    """Whether a module is the reader's own: neither installed nor of the library, which has a hash of its own."""
     top = (module or "").split(".")[0]
-    if top in ("__main__", ""):
+    if top in ("__main__", "") or (module or "").startswith("robrep.book."):
         return True
     if top == "robrep" or top in sys.stdlib_module_names:
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robrep.checks import nonnegative, one_of, positive_int
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.random import generator
 
 Masked = Literal["excluded", "counted"]
@@ -25,7 +25,7 @@ def _square(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores in float32 or wider, their diagonal (..., N), and the mask of the diagonal (N, N)."""
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2:
         raise ValueError(f"scores has shape {tuple(scores.shape)}, expected (..., N, N) with N at least 2")
-    scores = wide(scores)
+    scores = upcast(scores)
     return (
         scores,
         scores.diagonal(dim1=-2, dim2=-1),

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robrep.checks import check_labels, nonnegative
-from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, wide
+from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, upcast
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
     """||a - b||_2^2, summed over everything but the first dimension; shapes (N, ...), result (N,)."""
-    return (wide(a) - wide(b)).square().flatten(1).sum(1)
+    return (upcast(a) - upcast(b)).square().flatten(1).sum(1)
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Source: Grill et al. 2020, eq. 2.
     """
-    return 2 - 2 * F.cosine_similarity(wide(a), wide(b), dim=1)
+    return 2 - 2 * F.cosine_similarity(upcast(a), upcast(b), dim=1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -32,12 +32,12 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         TypeError, ValueError: ``y`` is not an int64 vector of N labels in 0 ... C - 1.
     """
     check_labels(y, len(logits), logits.shape[1])
-    return F.cross_entropy(wide(logits), y, reduction="none")
+    return F.cross_entropy(upcast(logits), y, reduction="none")
 
 
 def kl_categorical(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL[softmax(p_logits) || softmax(q_logits)]; shapes (N, C), result (N,). As in TRADES (Zhang et al. 2019)."""
-    log_p, log_q = wide(p_logits).log_softmax(1), wide(q_logits).log_softmax(1)
+    log_p, log_q = upcast(p_logits).log_softmax(1), upcast(q_logits).log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
@@ -61,7 +61,7 @@ def bounded_log_softmax(logits: Tensor, bound: float) -> Tensor:
         raise ValueError(
             f"bound is {bound}, expected more than ln({classes}) = {math.log(classes):.4f}, one floor for each class"
         )
-    log_p = wide(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
+    log_p = upcast(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
     return torch.logaddexp(log_p, log_p.new_full((), -bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on
 
 
@@ -80,7 +80,7 @@ def gaussian_nll(output: Tensor, x: Tensor, variance: float) -> Tensor:
 def prior_cross_entropy(p: Gaussian) -> Tensor:
     """E over z of p of -log N(z; 0, I), in nats; shape (N,)."""
     d = p.mean.shape[-1]
-    return 0.5 * (wide(p.mean).square() + wide(p.scale).square()).sum(-1) + 0.5 * d * math.log(2 * math.pi)
+    return 0.5 * (upcast(p.mean).square() + upcast(p.scale).square()).sum(-1) + 0.5 * d * math.log(2 * math.pi)
 
 
 def negative_elbo(x: Tensor, output: Tensor, p: Gaussian, *, variance: float = 0.1) -> dict[str, Tensor]:

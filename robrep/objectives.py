@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import Objective, random_objective
 from robrep.checks import check_labels, may_look, one_of, positive_int
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.losses import cross_entropy
 from robrep.random import fold
 
@@ -28,7 +28,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _label_and_others(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The label's logit (N,) and all logits with the label's at minus infinity (N, C)."""
-    logits = wide(logits)
+    logits = upcast(logits)
     if logits.shape[1] < 2:
         raise ValueError(f"logits has shape {tuple(logits.shape)}, expected at least 2 classes")
     check_labels(y, len(logits), logits.shape[1])
@@ -58,7 +58,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     own, others = _label_and_others(logits, y)
     if logits.shape[1] < 3:
         return others.amax(1) - own
-    top = wide(logits).topk(3, dim=1).values
+    top = upcast(logits).topk(3, dim=1).values
     return (others.amax(1) - own) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
@@ -84,7 +84,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     difference = targeted_margin(logits, y, target)
     if logits.shape[1] < 3:
         return difference
-    top = wide(logits).topk(min(4, logits.shape[1]), dim=1).values
+    top = upcast(logits).topk(min(4, logits.shape[1]), dim=1).values
     return difference / (top[:, 0] - top[:, 2:].mean(1) + 1e-12)
 
 

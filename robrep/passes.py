@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robrep.attacks import attack_mode
 from robrep.checks import check_images, one_of, positive_int
 from robrep.data import floats
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.objectives import with_noise
 from robrep.training import Examples, Precision, best_precision
 
@@ -42,7 +42,7 @@ def integer(name: str, value: Any) -> int:
 
 def images_of(x: Examples, ids: Tensor) -> Tensor:
     """Images as floats in [0, 1], in float32 or float64, contiguous; checked."""
-    return wide(check_images(floats(x[ids]))).contiguous()
+    return upcast(check_images(floats(x[ids]))).contiguous()
 
 
 def normal(t: Tensor) -> Tensor:

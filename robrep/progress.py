@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Literal
 
 # Words in the command line of the process that started a kernel
-BATCH = ("papermill", "nbmake", "pytest", "nbconvert", "jupyter-execute", "sphinx", "jcache", "robrep.site",
-         "robrep.grade")  # fmt: skip
+BATCH = ("papermill", "nbmake", "pytest", "nbconvert", "jupyter-execute", "sphinx", "jcache", "robrep.book.site",
+         "robrep.book.grade")  # fmt: skip
 SERVERS = ("jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter_server", "jupyterhub", "-m jupyterlab",
            "-m notebook")  # fmt: skip
 # Environment variables of a kernel that JupyterLab 4, Notebook 7 and JupyterHub, or VS Code started

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import attack_mode
 from robrep.checks import check_labels, nonnegative, positive_int
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.objectives import as_logits, check_model, own_ids, with_noise
 from robrep.passes import Batches, images_of, integer
@@ -122,7 +122,7 @@ class Smoothed(nn.Module):
         ids = own_ids(ids, x)
         noisy = x[:, None] + self.sigma * noise(fold(seed, "smoothing"), ids, (self.samples, *x.shape[1:])).to(x)
         logits = _logits(self.model, noisy, ids, seed)
-        return wide(logits).log_softmax(-1).logsumexp(1) - math.log(self.samples)
+        return upcast(logits).log_softmax(-1).logsumexp(1) - math.log(self.samples)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import APGD, L2, PGD, Linf, Square, Threat
 from robrep.checks import one_of, positive_int
-from robrep.heads import frozen
+from robrep.heads import gradients_disabled
 from robrep.objectives import LOSSES, classifier_objective, draws_noise, likely_targets, predict
 from robrep.random import fold
 
@@ -153,7 +153,7 @@ class FAB:
         )
         # it seeds the global random state and calls backward(): keep both from the caller
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices), frozen(model):
+        with torch.random.fork_rng(devices=devices), gradients_disabled(model):
             x_adv = fab.perturb(x.float().clone(), y).detach().to(x)
         return threat.projection(x)(x_adv)  # it may leave the ball by rounding
 

@@ -42,11 +42,13 @@ def root() -> Path:
 
 
 def command(*arguments: str) -> None:
-    """Run ``python -m robrep.site``, and fail with what it said."""
-    line = [sys.executable, "-m", "robrep.site", *arguments]
+    """Run ``python -m robrep.book.site``, and fail with what it said."""
+    line = [sys.executable, "-m", "robrep.book.site", *arguments]
     done = subprocess.run(line, cwd=ROOT, env=BEFORE, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.fail(f"python -m robrep.site {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}", pytrace=False)
+        pytest.fail(
+            f"python -m robrep.book.site {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}", pytrace=False
+        )
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,13 @@ from devices import BALL, METHODS, images
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robrep import evaluation, figures, heads, vulnerability
+from robrep import evaluation, heads, vulnerability
 from robrep.attacks import APGD, PGD, Square
 from robrep.audit import audit
+from robrep.book import figures
+from robrep.book.figures.base import array
 from robrep.early_stopping import train_head_stopped
 from robrep.encoders import ConvEncoder, Critic, MLPHead
-from robrep.figures.base import array
 from robrep.heads import Classifier, device_of, encode
 from robrep.training import fit
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robrep import data, results
+from robrep import data
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf
 from robrep.audit import QUESTIONS, Audit, Finding, audit
 from robrep.audit.report import Limits
+from robrep.book import results
+from robrep.book.figures import audit_figure
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.evaluation import Rate, accuracy, robust_accuracy
-from robrep.figures import audit_figure
 from robrep.heads import Classifier, train_head
 from robrep.methods import AdversarialTraining, Supervised, VAEUrkle
 from robrep.smoothing import Smoothed

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from robrep import data, results, steps
+from robrep import data, steps
+from robrep.book import results
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 

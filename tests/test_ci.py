@@ -45,7 +45,7 @@ def test_every_push_runs_the_two_commands() -> None:
 
 
 def test_the_gpu_run_sets_parameters_that_chapters_have() -> None:
-    from robrep.reproduce import defaults
+    from robrep.book.reproduce import defaults
 
     scripts = [step.get("run", "") for step in steps(ROOT / ".github" / "workflows" / "reproduce.yml")]
     (script,) = [script for script in scripts if "papermill" in script]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robrep import data, results
+from robrep import data
 from robrep.attacks import PGD, Linf
+from robrep.book import results
 from robrep.encoders import ConvEncoder, MLPHead
 from robrep.evaluation import robust_accuracy, wilson
 from robrep.heads import Classifier

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robrep import results
+from robrep.book import results
 from robrep.evaluation import wilson
 
 ROWS = ("standard", "at", "noisy")

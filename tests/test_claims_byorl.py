@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robrep import results
+from robrep.book import results
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5, 1)
 

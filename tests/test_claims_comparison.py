@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from robrep import results
-from robrep.comparison import ROWS, affordable_epochs, passes
+from robrep.book import results
+from robrep.book.comparison import ROWS, affordable_epochs, passes
 
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 LABELLED = [row for row, r in ROWS.items() if r.group == "labels"]

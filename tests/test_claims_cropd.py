@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robrep import results
+from robrep.book import results
 from robrep.encoders import MaskedAutoEncoder, Projector
-from robrep.foundation import Chain, Frozen
+from robrep.foundation import Chain, FrozenFoundation
 
 SUITE = ("PGD-10", "PGD-20", "APGD-CE", "APGD-T", "FAB-T", "Square")
 
@@ -239,7 +239,7 @@ def test_the_full_setting_constructs_and_has_the_papers_size() -> None:
         model = MaskedAutoEncoder.named("low_resolution", 32)
         projector = Projector(model.dim, 2048, 128)
         head = torch.nn.Linear(1024, 2)
-        logits = Chain(Frozen(model, ViTMAE(large)), head)(torch.zeros(2, 3, 32, 32))
+        logits = Chain(FrozenFoundation(model, ViTMAE(large)), head)(torch.zeros(2, 3, 32, 32))
     size = sum(p.numel() for module in (model, projector) for p in module.parameters())
     assert abs(size - 18.45e6) < 2e4
     assert abs(sum(p.numel() for p in large.parameters()) - 303.3e6) < 1e6

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from robrep import data, results
+from robrep import data
 from robrep.attacks import PGD, Linf
+from robrep.book import results
 from robrep.encoders import FlatConvEncoder, MeanCode
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier
 
 SEEDS = (0, 1, 2)
 # Until the chapter is in the table of contents its sweep may be missing; it is made by
-# python -m robrep.reproduce smooth_encoders SWEEP=yes
+# python -m robrep.book.reproduce smooth_encoders SWEEP=yes
 IN_BOOK = "book/smooth_encoders" in (Path(__file__).resolve().parent.parent / "_toc.yml").read_text()
 PANELS = {
     "a": ("colour-digits", "", "colour"), "b": ("colour-digits", "", "digit"),

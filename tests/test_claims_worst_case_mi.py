@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robrep import data, results
+from robrep import data
 from robrep.attacks import APGD, Linf
+from robrep.book import results
 from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead
 from robrep.evaluation import accuracy, robust_accuracy
 from robrep.heads import Classifier

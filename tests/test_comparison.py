@@ -9,8 +9,8 @@ from torch import nn
 from robrep import data
 from robrep.attacks import Linf
 from robrep.augmentations import digit_augmentation
-from robrep.comparison import ROWS, Built, Counter, affordable_epochs, build, passes
-from robrep.figures import method_dots, method_plane
+from robrep.book.comparison import ROWS, Built, Counter, affordable_epochs, build, passes
+from robrep.book.figures import method_dots, method_plane
 from robrep.gaussians import Gaussian
 from robrep.training import fit
 

@@ -20,17 +20,17 @@ from robrep.attacks import FGSM, PGD, Linf
 from robrep.augmentations import digit_augmentation
 from robrep.contrastive import adversarial_contrast
 from robrep.encoders import LatentCode, MaskedAutoEncoder, Projector
-from robrep.foundation import Chain, Frozen, new_diffusion_vae, new_vit_mae, with_lora
+from robrep.foundation import Chain, FrozenFoundation, new_diffusion_vae, new_vit_mae, with_lora
 from robrep.heads import train_head
 from robrep.methods import (
-    ARAE,
+    AdversarialReconstruction,
     AdversarialTraining,
     CRoPD,
     MaskedPretraining,
     MixedHead,
+    Reconstruction,
     Supervised,
-    VanillaAutoEncoder,
-    VariationalAutoEncoder,
+    VariationalReconstruction,
     pixel_error,
 )
 from robrep.random import fold, noise
@@ -59,8 +59,8 @@ def parts() -> tuple[MaskedAutoEncoder, Projector]:
 def make(name: str, attack: Any = None, **others: Any) -> Any:
     autoencoder, projector = parts()
     if name == "Vanilla":
-        return VanillaAutoEncoder(autoencoder, **others)
-    kind = {"CRoPD": CRoPD, "ARAE": ARAE}[name]
+        return Reconstruction(autoencoder, **others)
+    kind = {"CRoPD": CRoPD, "ARAE": AdversarialReconstruction}[name]
     return kind(autoencoder, projector, attack or FGSM(), THREAT, **others)
 
 
@@ -323,7 +323,7 @@ def test_the_variational_auto_encoder_is_its_equation() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         autoencoder = new_diffusion_vae(1, (8, 8)).double()
-    method, x = VariationalAutoEncoder(autoencoder, weight=0.5), images()
+    method, x = VariationalReconstruction(autoencoder, weight=0.5), images()
     terms = method(x, Y, IDS, SEED)
     p = autoencoder.posterior(x)
     z = p.mean + p.scale * noise(fold(SEED, "z"), IDS, p.mean.shape[1:])
@@ -335,7 +335,7 @@ def test_the_variational_auto_encoder_is_its_equation() -> None:
     sum(terms.values()).backward()
     assert all(q.grad is not None and q.grad.isfinite().all() for q in autoencoder.parameters())
     with pytest.raises(ValueError, match="weight is -1, expected a finite number"):
-        VariationalAutoEncoder(autoencoder, weight=-1)
+        VariationalReconstruction(autoencoder, weight=-1)
 
 
 # --- a small foundation model, and heads behind a pre-processor ---------------------------------------------------
@@ -367,7 +367,7 @@ def test_masked_pretraining() -> None:
 
 def test_a_mixed_head_trains_the_head_alone() -> None:
     autoencoder, _ = parts()
-    encoder = Frozen(autoencoder.float(), MaskedPretraining(small_mae()).foundation())
+    encoder = FrozenFoundation(autoencoder.float(), MaskedPretraining(small_mae()).foundation())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = nn.Linear(12, 3)
@@ -390,7 +390,7 @@ def test_a_mixed_head_trains_the_head_alone() -> None:
 def test_adapters_in_a_chain_are_trained_with_the_head_and_nothing_else_is() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = Frozen(None, with_lora(MaskedPretraining(small_mae()).foundation("mean"), 2))
+        encoder = FrozenFoundation(None, with_lora(MaskedPretraining(small_mae()).foundation("mean"), 2))
         chain = Chain(encoder, nn.Linear(12, 3))
     for name, parameter in chain.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith("head."))

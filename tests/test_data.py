@@ -869,7 +869,7 @@ def shorten_at_random(arrays):
     ],
 )
 def test_a_changed_original_is_used_with_a_warning_that_a_record_carries(change, differ, note, tmp_path):
-    from robrep import results
+    from robrep.book import results
 
     np.savez(tmp_path / "mnist.npz", **changed_mnist(change))
     for name in ("mnist", "colour-mnist"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from robrep import results
+from robrep.book import results
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = json.loads((ROOT / "book" / "errata.ipynb").read_text())["cells"]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from robrep.exercises import EXERCISES, check
+from robrep.book.exercises import EXERCISES, check
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,10 @@ import torch
 from scipy.stats import binomtest
 from torch.distributions import Normal, kl_divergence
 
-from robrep import exercises, gaussians
+from robrep import gaussians
+from robrep.book import exercises
+from robrep.book.exercises import EXERCISES, check, hint
 from robrep.evaluation import wilson as library_wilson
-from robrep.exercises import EXERCISES, check, hint
 from robrep.losses import bounded_log_softmax
 
 # --- reference solutions: what the folded cells of the chapters hold --------------------------------------------------

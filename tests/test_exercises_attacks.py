@@ -11,8 +11,8 @@ import torch
 from scipy.stats import beta, norm
 
 from robrep.attacks import L2, Linf
+from robrep.book.exercises import EXERCISES, check
 from robrep.evaluation import Rate
-from robrep.exercises import EXERCISES, check
 from robrep.objectives import dlr as library_dlr
 from robrep.smoothing import clopper_pearson_low
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robrep.exercises import EXERCISES, check
+from robrep.book.exercises import EXERCISES, check
 from robrep.losses import cosine_distance
 from robrep.methods import ema_rate
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from robrep.comparison import passes
-from robrep.exercises import EXERCISES, check
+from robrep.book.comparison import passes
+from robrep.book.exercises import EXERCISES, check
 
 
 def ratio(z, z_adv, y, length=lambda v: v.norm(dim=1)):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from robrep.book.exercises import EXERCISES, check
 from robrep.contrastive import adversarial_contrast, nt_xent
-from robrep.exercises import EXERCISES, check
 
 
 def averaged(logits, y):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from robrep.book.exercises import EXERCISES, check
 from robrep.contrastive import effective_rank, nt_xent
-from robrep.exercises import EXERCISES, check
 
 
 def two(a, b, tau, length=True, own=False):

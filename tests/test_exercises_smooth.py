@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from robrep.exercises import EXERCISES, check
+from robrep.book.exercises import EXERCISES, check
 from robrep.gaussians import entropic_wasserstein, optimal_coupling, wasserstein2
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from robrep.exercises import EXERCISES, check
+from robrep.book.exercises import EXERCISES, check
 from robrep.information import donsker_varadhan, info_nce
 
 LOG2 = math.log(2)

@@ -16,7 +16,8 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from robrep import figures, progress
+from robrep import progress
+from robrep.book import figures
 from robrep.evaluation import Rate
 from robrep.gaussians import Gaussian
 
@@ -357,7 +358,7 @@ for more in ({}, {"VSCODE_PID": "1"}, {"JPY_SESSION_NAME": "x"}):
 
 
 def test_control_calls_with_the_first_and_with_the_chosen_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["robrep.figures.kernel"], "live", lambda: True)
+    monkeypatch.setattr(sys.modules["robrep.book.figures.kernel"], "live", lambda: True)
     calls: list = []
     widget = figures.control(lambda radius, steps: calls.append((radius, steps)), radius=[0.1, 0.2], steps=[1, 5])
     assert calls == [(0.1, 1)]
@@ -368,7 +369,7 @@ def test_control_calls_with_the_first_and_with_the_chosen_values(monkeypatch: py
 
 def test_plotly_and_umap_are_imported_only_when_used() -> None:
     heavy = "('plotly', 'umap', 'IPython', 'ipywidgets')"
-    code = f"import robrep.figures, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import robrep.book.figures, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from robrep import figures
+from robrep.book import figures
 from robrep.evaluation import Rate
 
 STEPS = (1, 5, 20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from robrep.figures import panels
+from robrep.book.figures import panels
 
 
 def test_panels_show_means_bands_and_words() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robrep import figures
+from robrep.book import figures
 
 
 def vectors(n: int, size: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from robrep.figures import curves_slider, ensemble_against_part, implied_sizes
+from robrep.book.figures import curves_slider, ensemble_against_part, implied_sizes
 
 
 def test_curves_follow_the_slider_in_axes_that_stay() -> None:

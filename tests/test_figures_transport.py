@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from robrep import figures
+from robrep.book import figures
 from robrep.gaussians import Gaussian, entropic_wasserstein, optimal_coupling
 
 

@@ -162,7 +162,7 @@ caching.CacheImpl._locator_classes = [caching.UserProvidedCacheLocator]  # all t
 access = os.access
 os.access = lambda path, mode: "site-packages" not in str(path) and access(path, mode)
 import torch
-from robrep.figures import umap_embed
+from robrep.book.figures import umap_embed
 print(umap_embed(torch.rand(12, 3)).shape, os.environ["NUMBA_CACHE_DIR"])
 """
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
@@ -186,23 +186,25 @@ def test_digest() -> None:
         digest({"x": float("nan")})
 
 
-def test_code_hash_notices_the_library_but_not_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_hash_notices_the_library_and_where_asked_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "robrep"
     shutil.copytree(Path(files.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def hashed() -> str:
+    def hashed(kit: bool = False) -> str:
         code_hash.cache_clear()
-        return code_hash()
+        return code_hash(kit=kit)
 
     here = hashed()
     monkeypatch.setattr(files, "__file__", str(package / "files.py"))
     try:
         assert hashed() == here, "depends on where the package lies"
         assert len(here) == 12
-        (package / "site").mkdir(exist_ok=True)
-        (package / "site" / "more.py").write_text("x = 1\n")
+        with_kit = hashed(kit=True)
+        (package / "book" / "site" / "more.py").write_text("x = 1\n")
         (package / "notes.txt").write_text("x")
-        assert hashed() == here
+        assert hashed() == here and hashed(kit=True) == with_kit
+        (package / "book" / "figures" / "more.py").write_text("x = 1\n")
+        assert hashed() == here and hashed(kit=True) != with_kit
         source = package / "losses.py"
         source.write_text(source.read_text() + "\n# more\n")
         changed = hashed()

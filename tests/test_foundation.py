@@ -14,7 +14,7 @@ from robrep import foundation
 from robrep.attacks import PGD, Linf
 from robrep.encoders import MaskedAutoEncoder
 from robrep.evaluation import evaluate
-from robrep.foundation import Chain, Frozen, Prepare, load_vit_mae, new_vit_mae, with_lora
+from robrep.foundation import Chain, FrozenFoundation, Prepare, load_vit_mae, new_vit_mae, with_lora
 from robrep.heads import encode
 from robrep.objectives import classifier_objective, draws_noise, predict
 from robrep.random import fold
@@ -44,7 +44,7 @@ def chain(saved: Path, samples: int = 1, **others: Any) -> Chain:
         preprocessor = MaskedAutoEncoder(8, 3, width=24, depth=1, decoder_depth=1)
         preprocessor.add_module("statistics", nn.BatchNorm2d(3))  # something with buffers that training would move
         head = nn.Linear(12, 3)
-    return Chain(Frozen(preprocessor, load_vit_mae(str(saved), local_only=True, **others)), head, samples)
+    return Chain(FrozenFoundation(preprocessor, load_vit_mae(str(saved), local_only=True, **others)), head, samples)
 
 
 def test_prepare_scales_and_normalises() -> None:
@@ -149,9 +149,9 @@ def test_frozen_parts_are_untouched_and_gradients_reach_the_image(saved: Path, m
 
 def test_no_preprocessor_and_any_foundation(saved: Path) -> None:
     x, vit = images(), load_vit_mae(str(saved), local_only=True)
-    assert torch.equal(Frozen(None, vit)(x), vit(x))
+    assert torch.equal(FrozenFoundation(None, vit)(x), vit(x))
     other = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert torch.equal(Frozen(None, other)(x), other(x)) and not Frozen(None, other).random
+    assert torch.equal(FrozenFoundation(None, other)(x), other(x)) and not FrozenFoundation(None, other).random
 
 
 @pytest.mark.parametrize("mask_ratio", [0.0, 0.75])

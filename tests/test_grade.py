@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from robrep import grade
-from robrep.exercises import EXERCISES
-from robrep.site.run import ChapterError
+from robrep.book import grade
+from robrep.book.exercises import EXERCISES
+from robrep.book.site.run import ChapterError
 
 RIGHT = {
     "distance": "lambda q, z: 2 - 2 * torch.cosine_similarity(q, z)",
@@ -24,7 +24,7 @@ RIGHT = {
 
 def notebook(path: Path, *cells: Any) -> Path:
     start = new_code_cell('SCALE = "demo"', metadata={"tags": ["parameters"]})
-    imports = new_code_cell("import torch\nfrom robrep.exercises import check")
+    imports = new_code_cell("import torch\nfrom robrep.book.exercises import check")
     nb = new_notebook(cells=[start, imports, new_markdown_cell("# Exercises"), *cells])
     nb.metadata["kernelspec"] = {"name": "some-other-kernel", "display_name": "x"}
     nbformat.write(nb, path)

@@ -15,7 +15,7 @@ from robrep import heads
 from robrep.attacks import L2, PGD, Linf
 from robrep.encoders import ConvEncoder, MLPHead
 from robrep.gaussians import Gaussian
-from robrep.heads import Classifier, device_of, encode, frozen, train_head
+from robrep.heads import Classifier, device_of, encode, gradients_disabled, train_head
 from robrep.random import fold, noise, permutation
 
 X = (255 * torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
@@ -345,8 +345,8 @@ def test_frozen_restores_each_parameter() -> None:
     net = build(Normed)
     net.net[0].bias.requires_grad_(False)
     before = [p.requires_grad for p in net.parameters()]
-    with pytest.raises(ZeroDivisionError), frozen(net):
+    with pytest.raises(ZeroDivisionError), gradients_disabled(net):
         assert not any(p.requires_grad for p in net.parameters())
         raise ZeroDivisionError
     assert [p.requires_grad for p in net.parameters()] == before
-    assert heads.frozen is frozen
+    assert heads.gradients_disabled is gradients_disabled

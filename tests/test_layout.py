@@ -42,56 +42,76 @@ ORDER = [
     {"suites"},
     {"evaluation"},
     {"early_stopping"},
-    {"comparison"},
     {"smoothing"},
     {"audit"},
+    {"book"},
+]
+KIT = [  # the same, within robrep.book
     {"results"},
     {"parameters"},
-    {"figures"},
+    {"experiment"},
+    {"comparison", "figures"},
     {"exercises"},
-    {"book"},
-    {"reproduce", "site", "grade"},
+    {"lab"},
+    {"reproduce", "site"},
+    {"grade"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
 
-def imported(path: Path) -> set[str]:
-    """Rooms of robrep that a file imports, anywhere in it."""
+KIT_LEVEL = {name: level for level, names in enumerate(KIT) for name in names}
+PAGES_ONLY = {"plotly", "ipywidgets", "umap", "nbformat", "IPython", "papermill", "yaml", "jupyter_book"}
+SOURCES = sorted((ROOT / "robrep").rglob("*.py"))
+LIBRARY = [path for path in SOURCES if path.relative_to(ROOT / "robrep").parts[0] != "book"]
+
+
+def imports(path: Path) -> set[str]:
+    """The full names of the modules, or of what is taken from them, that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written out (from robrep.x import y)"
-            parts = (node.module or "").split(".")
-            if parts == ["robrep"]:
-                found |= {alias.name for alias in node.names if not alias.name.startswith("__")}
-            elif parts[0] == "robrep":
-                found.add(parts[1])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("robrep.")}
+            found |= {alias.name for alias in node.names}
     return found
 
 
-def test_every_room_has_a_level() -> None:
-    rooms = {p.stem if p.is_file() else p.name for p in (ROOT / "robrep").iterdir() if p.name[0] not in "_."}
-    rooms.discard("py")  # py.typed
-    rooms -= {p.name for p in (ROOT / "robrep").iterdir() if p.suffix != ".py" and p.is_file()}
-    assert rooms <= set(LEVEL), f"say in ORDER where these stand: {sorted(rooms - set(LEVEL))}"
+def imported(path: Path, package: str) -> set[str]:
+    """Rooms of ``package`` that a file imports."""
+    inside = {name.removeprefix(f"{package}.") for name in imports(path) if name.startswith(f"{package}.")}
+    return {name.split(".")[0] for name in inside if not name.startswith("__")}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "robrep").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(("folder", "order"), [("robrep", LEVEL), ("robrep/book", KIT_LEVEL)])
+def test_every_room_has_a_level(folder: str, order: dict[str, int]) -> None:
+    rooms = {p.parent.name for p in (ROOT / folder).glob("*/*.py")} | {p.stem for p in (ROOT / folder).glob("*.py")}
+    rooms.discard("__init__")
+    assert rooms == set(order), f"say in the order where these stand: {sorted(rooms ^ set(order))}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    room = path.relative_to(ROOT / "robrep").parts[0].removesuffix(".py")
-    if room == "__init__":
-        assert not imported(path), "robrep itself imports none of its rooms"
+    parts = path.relative_to(ROOT / "robrep").with_suffix("").parts
+    if parts == ("__init__",):
+        assert not imported(path, "robrep"), "robrep itself imports none of its rooms"
         return
-    wrong = {other for other in imported(path) if LEVEL.get(other, 99) > LEVEL[room]}
-    assert not wrong, f"robrep.{room} imports {sorted(wrong)}, which come after it"
+    wrong = {other for other in imported(path, "robrep") if LEVEL[other] > LEVEL[parts[0]]}
+    assert not wrong, f"robrep.{parts[0]} imports {sorted(wrong)}, which come after it"
+    if parts[0] == "book" and parts[1] != "__init__":
+        wrong = {other for other in imported(path, "robrep.book") if KIT_LEVEL[other] > KIT_LEVEL[parts[1]]}
+        assert not wrong, f"robrep.book.{parts[1]} imports {sorted(wrong)}, which come after it"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_needs_nothing_that_pages_are_made_with(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & PAGES_ONLY
+    assert "importlib" not in path.read_text() or not re.search("|".join(PAGES_ONLY - {"yaml"}), path.read_text())
 
 
 def test_import_time() -> None:
     """Every room together costs at most one second beyond torch (best of three)."""
-    rooms = sorted(p.stem for p in (ROOT / "robrep").glob("*.py") if p.stem not in ("__init__", "reproduce"))
-    rooms += sorted(p.parent.name for p in (ROOT / "robrep").glob("*/__init__.py"))
+    rooms = sorted({path.relative_to(ROOT / "robrep").with_suffix("").parts[0] for path in LIBRARY} - {"__init__"})
     code = (
         "import time, torch, torch.utils.data\nstart = time.perf_counter()\n"
         + "".join(f"import robrep.{room}\n" for room in rooms)
@@ -166,7 +186,7 @@ def test_wheel_carries_the_records(tmp_path: Path) -> None:
             if path.suffix in (".json", ".safetensors")
         }
     code = (
-        "import robrep\nfrom robrep import results\n"
+        "import robrep\nfrom robrep.book import results\n"
         "print(robrep.__file__, results.recorded_folder(), *results.papers(), "
         "len(results.runs('vae_urkle')), sep='\\n')"
     )

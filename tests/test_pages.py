@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 def page_names() -> list[str]:
     """Every page of the table of contents, and the ones the theme adds."""
-    from robrep.site.build import SiteError, pages
+    from robrep.book.site.build import SiteError, pages
 
     try:
         names = [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in pages(ROOT)]
@@ -279,7 +279,7 @@ def test_no_dead_link_inside(site: Path) -> None:
 
 def test_weight(site: Path) -> None:
     """At most 15 MB beside plotly and MathJax, these once each, and no page above 2 MB."""
-    from robrep.site.build import weights
+    from robrep.book.site.build import weights
 
     assert weights(site)["pages"] <= 15
     assert max(page.stat().st_size for page in site.rglob("*.html")) <= 2e6

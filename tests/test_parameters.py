@@ -1,4 +1,4 @@
-"""One check of parameters for papermill, ``robrep.reproduce``, ``make`` and a plan: what is meant, or one sentence."""
+"""One check of parameters for papermill, ``reproduce``, ``make`` and a plan: what is meant, or one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robrep import reproduce
-from robrep.parameters import check, checked, convert
-from robrep.site.run import ChapterError, check_parameters
+from robrep.book import reproduce
+from robrep.book.parameters import check, checked, convert
+from robrep.book.site.run import ChapterError, check_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ("attacks", "vae_urkle", "simclr_urkle", "byorl", "smooth_encoders", "worst_case_mi", "cropd", "comparison")
@@ -108,7 +108,7 @@ def test_what_cannot_be_meant_is_refused_by_name(name: str, value: Any, message:
 def test_a_setting_that_a_chapter_does_not_have_ends_the_command_in_a_sentence(capsys: pytest.CaptureFixture) -> None:
     assert reproduce.main(["vae_urkle", "SCALE=smoke", "SETTINGS={'epoch_vae': 3}"]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"robrep.reproduce: SETTINGS is 'epoch_vae', expected one of .*'epochs_vae'\?\)\n", said)
+    assert re.fullmatch(r"robrep.book.reproduce: SETTINGS is 'epoch_vae', expected one of .*'epochs_vae'\?\)\n", said)
 
 
 @pytest.mark.parametrize("name", ["SEEED", "SEDE", "SCALA", "DATSET", "ROW", "SETTING", "RECORD", "SWEEPS"])

@@ -16,10 +16,11 @@ from robrep.progress import printable
 ROOT = Path(robrep.__file__).parent
 CODE = """
 import torch
-from robrep import data, results
+from robrep import data
+from robrep.book import results
 from robrep.attacks import Linf
 from robrep.audit import audit
-from robrep.exercises import check, hint
+from robrep.book.exercises import check, hint
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
 x = data.load("digits").images("test")[:20]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robrep import results
+from robrep.book import results
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robrep import reproduce, results
+from robrep.book import reproduce, results
 
 
 def notebook(path: Path, *cells: tuple[str, list[str]]) -> Path:
@@ -81,7 +81,7 @@ def test_a_notebook_that_is_no_chapter(tmp_path: Path) -> None:
 
 def test_an_error_names_the_cell_and_shows_its_line(tmp_path: Path) -> None:
     path = notebook(tmp_path / "bad.ipynb", PARAMETERS, ("a = 1\nb = a / 0", ["reproduce"]))
-    line = [sys.executable, "-m", "robrep.reproduce", str(path)]
+    line = [sys.executable, "-m", "robrep.book.reproduce", str(path)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "<bad.ipynb, cell 1>" in done.stderr and "b = a / 0" in done.stderr and "ZeroDivisionError" in done.stderr

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from robrep import results
+from robrep.book import results
+from robrep.book.results import origin, records
 from robrep.evaluation import Rate
-from robrep.results import origin, records
 
 DATA = {"name": "mnist", "split": "test", "n_train": 60000, "n_test": 10000, "note": "", "fingerprint": "abc"}
 REPOSITORY = Path(__file__).parent.parent
@@ -605,7 +605,7 @@ def test_a_gap_of_just_the_spread_is_within_it(book):
 
 
 def test_every_command_is_one_that_its_chapter_understands():
-    from robrep.reproduce import defaults, find_chapter, parse
+    from robrep.book.reproduce import defaults, find_chapter, parse
 
     for paper in results.papers():
         for v in results.published(paper):
@@ -613,7 +613,7 @@ def test_every_command_is_one_that_its_chapter_understands():
                 assert v.match is None
                 continue
             words = shlex.split(line)
-            assert words[:3] == ["python", "-m", "robrep.reproduce"]
+            assert words[:3] == ["python", "-m", "robrep.book.reproduce"]
             given = parse(words[4:], defaults(find_chapter(words[3])))
             assert given["SCALE"] == "full" and given["DATASET"] == v.dataset
             assert given.get("ROWS", v.match["row"]) == v.match["row"]
@@ -636,7 +636,7 @@ def test_folds_hold_every_number_once_and_say_how_many(book):
     row = cells(first, "VAE + Urkle", "Adversarial Acc")
     assert row["Status"] == "re-run at lite, beyond the ±"
     line = dict(commands.rows)[row["Command"]]
-    assert line == "python -m robrep.reproduce vae_urkle SCALE=lite DATASET=mnist ROWS=vae_urkle"
+    assert line == "python -m robrep.book.reproduce vae_urkle SCALE=lite DATASET=mnist ROWS=vae_urkle"
     assert cells(first, "TRADES", "Clean Acc")["Status"] == "not run"
     assert {r[-1] for r in folds[3].parts[0].rows} == {"–"} and "No chapter runs" in folds[3].parts[1]
 
@@ -753,7 +753,7 @@ def test_metrics_read_well():
 
 def test_importing_results_loads_nothing_heavy():
     heavy = ["torchvision", "sklearn", "lightning", "plotly", "umap", "IPython", "pandas", "safetensors"]
-    code = f"import sys, robrep.results; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import sys, robrep.book.results; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
 

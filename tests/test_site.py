@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from robrep.site import __main__ as command
-from robrep.site import build, run
-from robrep.site.plotly_renderer import MIME, PlotlyRenderer, figure_html
-from robrep.site.run import ChapterError, run_chapter
+from robrep.book.site import __main__ as command
+from robrep.book.site import build, run
+from robrep.book.site.plotly_renderer import MIME, PlotlyRenderer, figure_html
+from robrep.book.site.run import ChapterError, run_chapter
 
 PARAMETERS = 'SCALE = "demo"\nSEED = 0\nEPSILON = 0.5\nPRINT = False'
 
@@ -87,7 +87,7 @@ def test_key_changes(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (book / "book" / "results" / "a.json").write_text("{}")
     seen.add(key())
     with monkeypatch.context() as change:
-        change.setattr(run, "code_hash", lambda: "another")
+        change.setattr(run, "code_hash", lambda **_: "another")
         seen.add(key())
     with monkeypatch.context() as change:
         change.setattr(run, "version", lambda name: "99")
@@ -307,7 +307,7 @@ def test_fields_of_named_tuples() -> None:
     """Python's own "Alias for field number 0" is no documentation: skipped, unlike a field with words of its own."""
     from collections import namedtuple
 
-    from robrep.site.docstrings import skip
+    from robrep.book.site.docstrings import skip
 
     point = namedtuple("point", "x y")
     point.y.__doc__ = "How high."
@@ -318,7 +318,7 @@ def test_fields_of_named_tuples() -> None:
 
 def test_docstrings_mean_what_they_say() -> None:
     """Bars and stars are escaped, literals, code and emphasis are not; PyTorch's words on forward are left out."""
-    from robrep.site.docstrings import escape, escape_prose, process
+    from robrep.book.site.docstrings import escape, escape_prose, process
 
     assert escape("max |x'_i - x_i|, N x *shape, ``len(ids) x *shape``") == (
         r"max \|x'_i - x_i\|, N x \*shape, ``len(ids) x *shape``"
@@ -367,7 +367,7 @@ def test_ctrl_c_ends_a_run_in_a_sentence(book: Path, chapters: int, alone: bool)
         notebook(book / "book" / f"{name}.ipynb", code)
     files = "".join(f"- file: book/{name}\n" for name in names)
     (book / "_toc.yml").write_text(f"format: jb-book\nroot: book/intro\nchapters:\n{files}", encoding="utf-8")
-    line = [sys.executable, "-m", "robrep.site", "run", "--root", str(book)]
+    line = [sys.executable, "-m", "robrep.book.site", "run", "--root", str(book)]
     running = subprocess.Popen(line, stdout=-1, stderr=-1, text=True, start_new_session=True)
     begun = min(chapters, command.workers({"demo"}))
     deadline = time.monotonic() + 120
@@ -387,7 +387,7 @@ def test_ctrl_c_ends_a_run_in_a_sentence(book: Path, chapters: int, alone: bool)
 
 
 def test_ctrl_c_ends_reproduce_in_a_sentence(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from robrep import reproduce
+    from robrep.book import reproduce
 
     path = notebook(book / "book" / "one.ipynb", "raise KeyboardInterrupt")
     nb = json.loads(path.read_text(encoding="utf-8"))

@@ -10,9 +10,9 @@ from scipy.stats import binom, binomtest, norm
 from torch import Tensor, nn
 
 from robrep.attacks import L2, PGD
+from robrep.book.figures import accuracy_against_radius
 from robrep.encoders import MLPHead
 from robrep.evaluation import adversarial_images, draws_noise
-from robrep.figures import accuracy_against_radius
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier
 from robrep.random import uniform

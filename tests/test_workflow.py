@@ -17,8 +17,8 @@ import nbformat
 import pytest
 import yaml
 
-from robrep.site.plan import Planned, describe, make_plan, write_tables
-from robrep.site.run import ChapterError
+from robrep.book.site.plan import Planned, describe, make_plan, write_tables
+from robrep.book.site.run import ChapterError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "book" / "results"

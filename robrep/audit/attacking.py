@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robrep.attacks import APGD, L2, PGD, Linf, Square, random_objective
 from robrep.audit.report import Finding, Limits, worst
 from robrep.audit.subject import CALLS, Subject, of
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.objectives import LOSSES, classifier_objective, predict
 from robrep.random import fold
 from robrep.rates import Rate
@@ -70,7 +70,7 @@ def averaged(model: nn.Module, calls: int) -> Callable[..., Tensor]:
 
     @random_objective
     def objective(x: Tensor, y: Tensor, *, ids: Tensor, seed: int) -> Tensor:
-        draws = [wide(predict(model, x, ids=ids, seed=fold(seed, i))).log_softmax(1) for i in range(calls)]
+        draws = [upcast(predict(model, x, ids=ids, seed=fold(seed, i))).log_softmax(1) for i in range(calls)]
         return LOSSES["cross_entropy"](torch.stack(draws).logsumexp(0) - math.log(calls), y)
 
     return objective

@@ -11,7 +11,7 @@ from robrep.audit.report import Audit, Finding
 from robrep.audit.subject import Subject, of, untouched
 from robrep.checks import check_images, check_labels
 from robrep.data import FolderImages, as_float
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.objectives import check_model, draws_noise
 from robrep.passes import integer, normal, true_float32
@@ -68,7 +68,7 @@ def audit(
     check_labels(y, len(check_images(x)))
     check_model(model)
     attack, device = PGD(20) if attack is None else attack, device_of(model)
-    images = wide(normal(x.detach())).contiguous().to(device)
+    images = upcast(normal(x.detach())).contiguous().to(device)
     s = Subject(model, images, normal(y).to(device), threat, integer("seed", seed))
     with (
         untouched(model),

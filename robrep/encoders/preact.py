@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.checks import positive_int
-from robrep.gaussians import wide
+from robrep.gaussians import upcast
 
 
 class PreActResNet(nn.Module):
@@ -61,7 +61,7 @@ class PreActResNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        return wide(self.features(x.contiguous(memory_format=torch.channels_last)))
+        return upcast(self.features(x.contiguous(memory_format=torch.channels_last)))
 
 
 class ConvNormEncoder(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep.checks import positive_int
-from robrep.gaussians import Gaussian, full_precision, wide
+from robrep.gaussians import Gaussian, full_precision, upcast
 
 
 def he_init(network: nn.Module) -> None:
@@ -145,7 +145,7 @@ class ConvDecoder(nn.Module):
         he_init(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        return wide(self.net(z[:, :, None, None]))
+        return upcast(self.net(z[:, :, None, None]))
 
 
 class MeanCode(nn.Module):
@@ -188,7 +188,7 @@ def log_variance_code(output: Tensor, limit: float = 12.0) -> Gaussian:
 
     The log-variance is kept within +-``limit`` (scales from 0.0025 to 403), so that no exponential overflows.
     """
-    mean, log_variance = wide(output).chunk(2, dim=1)
+    mean, log_variance = upcast(output).chunk(2, dim=1)
     return Gaussian(mean, torch.exp(0.5 * log_variance.clamp(-limit, limit)))
 
 
@@ -248,7 +248,7 @@ class MLPDecoder(nn.Module):
         he_init(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        return wide(self.net(z)).unflatten(1, self.shape)
+        return upcast(self.net(z)).unflatten(1, self.shape)
 
 
 def _dense(widths: Sequence[int]) -> list[nn.Module]:

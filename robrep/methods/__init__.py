@@ -10,12 +10,12 @@ from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncode
 from robrep.methods.byol import BYOL, BYORL, ema_rate
 from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
 from robrep.methods.cropd import (
-    ARAE,
+    AdversarialReconstruction,
     CRoPD,
     MaskedPretraining,
     MixedHead,
-    VanillaAutoEncoder,
-    VariationalAutoEncoder,
+    Reconstruction,
+    VariationalReconstruction,
     pixel_error,
 )
 from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
@@ -23,7 +23,7 @@ from robrep.methods.supervised import TRADES, AdversarialTraining, Augmented, Su
 
 __all__ = [
     "AETRADES",
-    "ARAE",
+    "AdversarialReconstruction",
     "BYOL",
     "BYORL",
     "TRADES",
@@ -42,8 +42,8 @@ __all__ = [
     "Supervised",
     "Terms",
     "VAEUrkle",
-    "VanillaAutoEncoder",
-    "VariationalAutoEncoder",
+    "Reconstruction",
+    "VariationalReconstruction",
     "WorstCaseInfoMax",
     "ema_rate",
     "information_attack",

@@ -26,7 +26,7 @@ def pixel_error(output: Tensor, x: Tensor) -> Tensor:
     return squared_error(output, x) / x[0].numel()
 
 
-class VanillaAutoEncoder(nn.Module):
+class Reconstruction(nn.Module):
     """Reconstruct the image, no more: the paper's Vanilla, CRoPD at lambda 0.
 
     Args:
@@ -47,7 +47,7 @@ class VanillaAutoEncoder(nn.Module):
         return {"reconstruction": pixel_error(self.autoencoder(x), x).mean()}
 
 
-class CRoPD(VanillaAutoEncoder):
+class CRoPD(Reconstruction):
     r"""Reconstruct the image, with a latent vector by which its worst neighbour in the ball is still known for it.
 
     .. math:: \frac1n \sum_i \mathrm{MSE}(h(f(x_i)), x_i) + \lambda \max_{x_i' \in A(x_i)} L_i(x_i', x_i)
@@ -67,7 +67,7 @@ class CRoPD(VanillaAutoEncoder):
         negatives: what the attack counts as negatives. "both" takes the clean and the adversarial vectors, so that it
             climbs on the loss that is trained; "clean" takes clean ones, as the paper's recipe begins. They do not
             depend on x', so only the similarity of x' and x is left to climb on.
-        augment: as for :class:`VanillaAutoEncoder`.
+        augment: as for :class:`Reconstruction`.
 
     Source: Liu et al. 2025, Algorithm 1. The reconstruction is a mean over pixels, as its appendix says, where
     Algorithm 1 prints a sum: in a 32 x 32 colour image a factor of 3,072 between the two terms.
@@ -115,7 +115,7 @@ class CRoPD(VanillaAutoEncoder):
         )
 
 
-class ARAE(VanillaAutoEncoder):
+class AdversarialReconstruction(Reconstruction):
     r"""Reconstruct the clean image from the x' in the ball whose latent vector lies farthest (Salehi et al. 2021).
 
     .. math:: \mathrm{MSE}(h(f(x')), x) + \gamma\, \mathrm{MSE}(p(x'), p(x)),
@@ -126,7 +126,7 @@ class ARAE(VanillaAutoEncoder):
             start at random. The paper trains with FGSM, ARAE's authors with PGD.
         projector: latent vectors to those whose distance counts; as for :class:`CRoPD`.
         gamma: weight of the distance, at least 0; 0.1 in the paper.
-        augment: as for :class:`VanillaAutoEncoder`; the paper trains ARAE without.
+        augment: as for :class:`Reconstruction`; the paper trains ARAE without.
 
     Source: Liu et al. 2025, Table 4 and appendix A.
     """
@@ -174,7 +174,7 @@ class ARAE(VanillaAutoEncoder):
             )  # fmt: skip
 
 
-class VariationalAutoEncoder(VanillaAutoEncoder):
+class VariationalReconstruction(Reconstruction):
     r"""Reconstruct the image from a noisy code, held to the prior by very little: as the VAE of a latent diffusion.
 
     .. math:: \mathrm{MSE}(h(z), x) + \frac{\beta}{d} \mathrm{KL}[p(z|x) \,\|\, N(0, I)], \quad z \sim p(z|x)
@@ -184,7 +184,7 @@ class VariationalAutoEncoder(VanillaAutoEncoder):
     Args:
         autoencoder: a :class:`~robrep.foundation.LatentDiffusionVAE`.
         weight: beta, at least 0.
-        augment: as for :class:`VanillaAutoEncoder`.
+        augment: as for :class:`Reconstruction`.
 
     Source: Rombach et al. 2022, whose "KL-reg." has a weight of about 1e-6 and whose further terms (a perceptual loss
     and a discriminator) are left out.

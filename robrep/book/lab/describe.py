@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robrep.encoders import ConvEncoder, FlatConvEncoder, InfoMaxEncoder, MaskedAutoEncoder, MeanCode, MLPEncoder
 from robrep.encoders.small import PooledConv
-from robrep.foundation import Frozen
+from robrep.foundation import FrozenFoundation
 
 Layer = dict[str, Any]
 IDENTITIES = (nn.Identity, nn.Dropout)  # in evaluation mode
@@ -148,7 +148,7 @@ COMPOSED: dict[type, Any] = {
     InfoMaxEncoder: _chain("features", "code"),
     MeanCode: _chain("encoder"),
     MaskedAutoEncoder: _auto_encoder,
-    Frozen: _chain("preprocessor", "foundation"),
+    FrozenFoundation: _chain("preprocessor", "foundation"),
 }
 
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robrep import comparison, data, results
+from robrep import data
 from robrep.attacks import Linf
 from robrep.augmentations import digit_augmentation
+from robrep.book import comparison, results
 from robrep.book.lab.describe import gaussian, layers, tensors
 from robrep.encoders import (
     ConvEncoder,
@@ -53,7 +54,7 @@ ROW_NAMES = {
     "noisy": "Trained on noise",
     "se": "Smooth encoder",
     "worst_case": "Worst-case InfoMax",
-    "identity": "Frozen encoder alone",
+    "identity": "FrozenFoundation encoder alone",
     "vanilla": "Plain auto-encoder + frozen encoder",
     "arae": "ARAE + frozen encoder",
     "uat_ft": "UAT-FT",

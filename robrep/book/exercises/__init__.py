@@ -1,0 +1,27 @@
+"""The checks behind the exercises: each tells what went wrong and gives a hint, not only a verdict.
+
+In a chapter an exercise is three cells: the reader's function whose body is ``...``, followed by
+``check("vae_urkle.kl", my_kl)``; then one folded cell with the solution and the same check, tagged ``solution`` and
+``hide-cell`` (and, for Colab and JupyterLab, ``"cellView": "form"`` and ``"jupyter": {"source_hidden": true}``).
+``make book SOLUTIONS=no`` leaves every cell tagged ``solution`` out of the pages and of the notebooks offered for
+download: that is the student's version, and the same notebook is the teacher's.
+
+Answers are checked in float64 against an independent reference: the equation written out, a distribution of
+``torch.distributions``, or a case whose answer is known exactly.
+"""
+
+from __future__ import annotations
+
+from robrep.book.exercises import (  # noqa: F401  (each registers its exercises)
+    attacks,
+    byorl,
+    comparison,
+    cropd,
+    simclr_urkle,
+    smooth_encoders,
+    vae_urkle,
+    worst_case_mi,
+)
+from robrep.book.exercises.core import EXERCISES, Exercise, Verdict, Wrong, check, exercise, hint
+
+__all__ = ["EXERCISES", "Exercise", "Verdict", "Wrong", "check", "exercise", "hint"]

@@ -1,0 +1,1 @@
+"""One experiment runs a chapter."""

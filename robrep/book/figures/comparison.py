@@ -1,0 +1,184 @@
+"""Many methods at once: one line of dots for each, and one point for each in a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robrep.book.figures.base import (
+    PALETTE,
+    SYMBOLS,
+    add_slider,
+    error_bars,
+    interval,
+    intervals,
+    log_ticks,
+    need,
+    new_figure,
+    rounded,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def method_dots(
+    frames: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    *,
+    x_title: str,
+    title: str,
+    prefix: str = "",
+    scale: float = 100.0,
+    log: bool = False,
+    start: int = 0,
+) -> Figure:
+    """A line for each method with a dot for each measure; a slider goes through the frames if there are several.
+
+    Args:
+        frames: slider position -> measure -> method -> a number, a rate, or one number for each seed (drawn as their
+            mean with bars from the lowest to the highest). Methods come in the first frame's order, from the top down.
+        x_title: title of the horizontal axis.
+        title: the first sentence of the text alternative.
+        prefix: what stands before the slider's value.
+        scale: factor on all numbers; 100 for rates.
+        log: logarithmic axis.
+        start: the frame shown first.
+
+    Raises:
+        ValueError: no frame, or frames whose measures or methods differ.
+    """
+    import plotly.graph_objects as go
+
+    first = next(iter(need("frames", frames).values()))
+    measures, methods = list(first), list(next(iter(first.values())))
+    drawn: dict[str, list] = {}
+    everything: list[float] = []
+    for position, frame in frames.items():
+        if list(frame) != measures or any(list(rates) != methods for rates in frame.values()):
+            raise ValueError(f"frame {position!r} has other measures or methods than the first, expected the same")
+        drawn[position] = []
+        for i, (measure, rates) in enumerate(frame.items()):
+            value, low, high = (scale * a for a in intervals(rates.values(), measure))
+            everything += [*low, *high]
+            drawn[position].append(
+                go.Scatter(
+                    x=rounded(value),
+                    y=methods,
+                    error_x=error_bars(value, low, high),
+                    name=measure,
+                    mode="markers",
+                    marker={
+                        "symbol": SYMBOLS[i] if i == 0 else f"{SYMBOLS[i]}-open",
+                        "size": 10,
+                        "color": PALETTE[i],
+                        "line": {"width": 2, "color": PALETTE[i]},
+                    },
+                    hovertemplate=f"%{{y}}<br>{measure} %{{x:.3g}}<extra></extra>",
+                )
+            )
+    chosen = list(frames)[start]
+    told = "; ".join(
+        f"{method}: " + ", ".join(f"{t.name} {t.x[k]:.3g}" for t in drawn[chosen]) for k, method in enumerate(methods)
+    )
+    where = f" at {prefix}{chosen}" if len(frames) > 1 else ""
+    fig = new_figure(f"{title} {x_title}{where}: {told}.", height=170 + 26 * len(methods))
+    fig.add_traces(drawn[chosen])
+    if log:
+        ends = np.log10([min(v for v in everything if v > 0) / 1.2, max(everything) * 1.2])
+        fig.update_xaxes(type="log", range=rounded(ends), **log_ticks(*10**ends))
+    else:
+        fig.update_xaxes(range=rounded([-0.03 * max(everything), 1.04 * max(everything)]))
+    fig.update_xaxes(title_text=x_title)
+    fig.update_yaxes(autorange="reversed", tickfont={"size": 11}, automargin=True)
+    if len(frames) > 1:
+        add_slider(fig, drawn, range(len(measures)), prefix, start)
+    return fig
+
+
+def _sides(points: Mapping[str, tuple[float, ...]], log: bool) -> dict[str, str]:
+    """On which side of its point each name stands: where it covers least of the other points and names."""
+    size = np.array([620.0, 330.0])  # px: a plot of the page's width
+    at = np.array([(np.log10(x) if log else x, y) for x, y in points.values()])
+    at = (at - at.min(0)) / np.maximum(np.ptp(at, axis=0), 1e-9) * size
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    chosen: dict[str, str] = {}
+    for k in np.lexsort((at[:, 0], -at[:, 1])):
+        name, (x, y) = list(points)[k], at[k]
+        wide, best = 5.4 * len(name), None
+        for row, up in (("top", 8), ("bottom", -22), ("middle", -7)):
+            for column, left in (("center", -wide / 2), ("right", 7.0), ("left", -wide - 7.0)):
+                if (row, column) == ("middle", "center"):
+                    continue
+                box = (x + left, y + up, x + left + wide, y + up + 14)
+                covered = sum(
+                    max(0, min(box[2], other[2]) - max(box[0], other[0]))
+                    * max(0, min(box[3], other[3]) - max(box[1], other[1]))
+                    for j, other in enumerate(boxes)
+                    if j != k
+                )
+                covered += 14 * (max(0, -30 - box[0]) + max(0, box[2] - size[0] - 30))  # inside the plot
+                if best is None or covered < best[0] - 1:
+                    best = covered, f"{row} {column}", box
+        assert best is not None
+        chosen[name] = best[1]
+        boxes.append(best[2])
+    return chosen
+
+
+def method_plane(
+    points: Mapping[str, tuple[Any, Any]],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    x_title: str,
+    y_title: str,
+    title: str,
+    log: bool = False,
+) -> Figure:
+    """A point for each method, with its name; a click in the legend switches a group off.
+
+    Args:
+        points: method -> (x, y), each a number, a rate, or one number for each seed (mean, lowest and highest).
+        groups: name of a group -> its methods; one colour and one marker each.
+        x_title, y_title: titles of the axes.
+        title: the first sentence of the text alternative.
+        log: logarithmic horizontal axis.
+
+    Raises:
+        ValueError: a method of a group has no point, or a point no group.
+    """
+    import plotly.graph_objects as go
+
+    grouped = [method for members in need("groups", groups).values() for method in members]
+    if sorted(grouped) != sorted(need("points", points)):
+        raise ValueError(f"groups hold {sorted(grouped)}, expected each of the points' {sorted(points)} once")
+    fig, told = new_figure("", height=520), []
+    side = _sides({method: tuple(interval(v).value for v in at) for method, at in points.items()}, log)
+    for i, (group, members) in enumerate(groups.items()):
+        if not members:
+            continue
+        x, x_low, x_high = intervals([points[m][0] for m in members], "x")
+        y, y_low, y_high = intervals([points[m][1] for m in members], "y")
+        told += [f"{m} ({group}): {a:.3g}, {b:.3g}" for m, a, b in zip(members, x, y, strict=True)]
+        fig.add_trace(
+            go.Scatter(
+                x=rounded(x),
+                y=rounded(y),
+                error_x=error_bars(x, x_low, x_high),
+                error_y=error_bars(y, y_low, y_high),
+                name=group,
+                text=list(members),
+                mode="markers+text",
+                textposition=[side[m] for m in members],
+                textfont={"size": 10},
+                cliponaxis=False,
+                marker={"symbol": SYMBOLS[i], "size": 10, "color": PALETTE[i]},
+                hovertemplate=f"%{{text}}<br>{x_title} %{{x:.3g}}<br>{y_title} %{{y:.3g}}<extra></extra>",
+            )
+        )
+    every = [end for at in points.values() for end in interval(at[0])]
+    fig.update_xaxes(title_text=x_title, **({"type": "log"} | log_ticks(min(every), max(every)) if log else {}))
+    fig.update_yaxes(title_text=y_title)
+    fig.update_layout(meta={"alt": f"{title} {x_title} and {y_title}: {'; '.join(told)}."})
+    return fig

@@ -1,0 +1,234 @@
+"""Run a chapter's experiment without its pages: ``python -m robrep.book.reproduce CHAPTER NAME=value ...``
+
+A chapter marks the cells that make up its experiment with the tag ``reproduce``: settings, data, training, evaluation,
+recording. This module runs the cell tagged ``parameters``, sets the parameters named on the command line, and runs
+those cells in order, as a plain script: what is recorded is what the chapter computes, by the same lines. Under
+``torchrun`` every process runs them, training is spread over the processes, and the first one records. For example::
+
+    python -m robrep.book.reproduce vae_urkle SCALE=lite
+    torchrun --nproc-per-node 4 -m robrep.book.reproduce vae_urkle SCALE=full ROWS=vae_urkle
+
+What would that cost on this machine? With ``STEPS=N`` the first training of a row makes N steps and stops, and what
+they cost is said and recorded (see :func:`try_out`)::
+
+    python -m robrep.book.reproduce simclr_urkle SCALE=full ROWS=simclr_urkle STEPS=2
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robrep.book.parameters import ParameterError, check
+from robrep.checks import one_of
+
+
+def find_chapter(name: str) -> Path:
+    """The notebook of a chapter: a path to an ``.ipynb``, or a name looked up in ``book/`` of the checkout.
+
+    The checkout is the nearest folder with a ``_config.yml`` above the working directory, else the one that robrep was
+    installed from in editable mode.
+
+    Raises:
+        FileNotFoundError: there is no such notebook.
+        ValueError: the checkout has no chapter of that name.
+    """
+    if name.endswith(".ipynb"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"chapter is {name!r}, expected the path of a notebook that exists")
+        return Path(name)
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).parents[2]):
+        book = folder / "book"
+        if (folder / "_config.yml").is_file() and book.is_dir():
+            names = sorted(p.stem for p in book.glob("*.ipynb") if parameter_cell(p, optional=True) is not None)
+            return book / f"{one_of('chapter', name, names)}.ipynb"
+    raise FileNotFoundError(f"chapter is {name!r}, but there is no checkout of the book here; give a notebook's path")
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook, each with ``index``, ``source`` and ``tags``."""
+    found = []
+    for index, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            tags = cell["metadata"].get("tags", [])
+            found.append({"index": index, "source": "".join(cell["source"]), "tags": tags})
+    return found
+
+
+def parameter_cell(notebook: Path, *, optional: bool = False) -> dict[str, Any] | None:
+    """The cell tagged ``parameters``.
+
+    Raises:
+        ValueError: there is not exactly one, unless ``optional``.
+    """
+    tagged = [cell for cell in cells(notebook) if "parameters" in cell["tags"]]
+    if len(tagged) == 1:
+        return tagged[0]
+    if optional:
+        return None
+    raise ValueError(f"{notebook} has {len(tagged)} cells tagged 'parameters', expected one")
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """Names and values of the parameters, which must be literals."""
+    cell = parameter_cell(notebook)
+    assert cell is not None
+    values = {}
+    for statement in ast.parse(cell["source"]).body:
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            (target,) = statement.targets
+            if isinstance(target, ast.Name):
+                values[target.id] = ast.literal_eval(statement.value)
+    return values
+
+
+def parse(arguments: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """``NAME=value`` texts to the values that are meant (see :mod:`robrep.book.parameters`).
+
+    Raises:
+        ValueError: a text without "=", an unknown name, a name given twice, or a value that does not fit.
+    """
+    values: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            raise ValueError(f"argument is {argument!r}, expected NAME=value")
+        if name in values:
+            raise ValueError(f"{name} is given twice, as {values[name]!r} and {text!r}, expected one value")
+        values[name] = text
+    return check(values, known)
+
+
+def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
+    """Run the experiment of ``chapter`` with these parameters; the cells' namespace is returned.
+
+    Raises:
+        FileNotFoundError, ValueError: no such chapter, an unknown parameter, a value that does not fit, or cells that
+            are not marked.
+        Exception: whatever a cell raises; a note names the notebook, the cell and the line.
+    """
+    namespace: dict[str, Any] = {}
+    _run(find_chapter(chapter), parameters, namespace)
+    return namespace
+
+
+def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
+    """Make the first ``steps`` steps of the first training that a row of ``chapter`` makes, and record what they cost.
+
+    The training is the chapter's own, at the settings, on the data, in the batches and with the schedule that it would
+    have; only it ends early, and what follows it (a head, an evaluation) is left out. Recorded are the losses, the
+    seconds of a step, the hours that all steps of this training would take at that speed, and the most memory that was
+    in use.
+
+    Args:
+        chapter, parameters: as for :func:`reproduce`; ``ROWS`` names one row. What ``SETTINGS`` changes is a part
+            of the record's name.
+        steps: at least 1; the first one is often slow, so better two.
+
+    Returns:
+        The record's path.
+
+    Raises:
+        ValueError: ``ROWS`` does not name one row, or the chapter has none, or nothing was trained.
+        Exception: as :func:`reproduce`.
+    """
+    from robrep.book import results
+    from robrep.training import first_steps
+
+    notebook = find_chapter(chapter)
+    parameters = check(parameters, defaults(notebook))
+    row = parameters.get("ROWS", "")
+    if not row or "," in row:
+        raise ValueError(f"ROWS is {row!r}, expected the one row that makes its first steps")
+    before = results.peak_memory()
+    namespace: dict[str, Any] = {}
+    with first_steps(steps) as seen:
+        _run(notebook, parameters, namespace)
+    n, seconds, peak = len(seen.losses), seen.fastest, results.peak_memory()
+    changed = (f"-{setting}={value}" for setting, value in parameters.get("SETTINGS", {}).items())
+    variant = re.sub(r"[^\w.=-]+", "_", row + "".join(changed))
+    name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], variant)
+    metrics = {
+        "seconds": {"value": seconds, "unit": "s"},
+        "steps": float(seen.total),
+        "hours": {"value": seen.hours, "unit": "h"},
+        "peak": {"value": peak, "unit": "MiB"},
+        "before": {"value": before, "unit": "MiB"},
+    }
+    path = results.record(
+        notebook.stem,
+        name,
+        scale=namespace["SCALE"],
+        row="first_steps",
+        variant=variant,
+        seed=namespace["SEED"],
+        settings=namespace["settings"],
+        metrics=metrics,
+        curves={"loss": {"x": [float(i) for i in range(1, n + 1)], "y": seen.losses}},
+        data=results.data_facts(namespace["dataset"], n_train=len(namespace["x_train"])),
+        minutes=sum(seen.seconds) / 60,
+    )
+    losses = ", ".join(f"{loss:.4g}" for loss in seen.losses)
+    print(
+        f"{row}: {n} of {seen.total:,} steps, loss {losses}; {seconds:,.1f} s a step, {seen.hours:,.1f} hours for all; "
+        f"at most {peak / 1024:.1f} GiB of memory ({before / 1024:.1f} before); recorded as {path.name}"
+    )
+    return path
+
+
+def _run(notebook: Path, parameters: Mapping[str, Any], namespace: dict[str, Any]) -> None:
+    """Run the marked cells of a notebook in ``namespace``."""
+    known = defaults(notebook)
+    parameters = check(parameters, known)
+    marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"] and "parameters" not in cell["tags"]]
+    if not marked:
+        raise ValueError(f"{notebook} has no cell tagged 'reproduce'")
+    namespace.update({"__name__": "__main__", **known, **parameters})
+    for cell in marked:
+        name = f"<{notebook.name}, cell {cell['index']}>"
+        try:
+            exec(compile(cell["source"], name, "exec"), namespace)
+        except Exception as error:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+            if frames and frames[-1].lineno:
+                error.add_note(f"{name}: {cell['source'].splitlines()[frames[-1].lineno - 1].strip()}")
+            raise
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; see the module's docstring."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    began, chapter = time.monotonic(), arguments[0]
+    try:
+        parameters = parse(arguments[1:], {"STEPS": 0} | defaults(find_chapter(chapter)))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"robrep.book.reproduce: {error}", file=sys.stderr)
+        return 2
+    steps = parameters.pop("STEPS", 0)
+    try:
+        if steps:
+            try_out(chapter, steps, **parameters)
+        else:
+            reproduce(chapter, **parameters)
+    except ParameterError as error:
+        print(f"robrep.book.reproduce: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrobrep.reproduce: stopped; runs that were finished are recorded, no other is", file=sys.stderr)
+        return 130
+    minutes = (time.monotonic() - began) / 60
+    print(f"robrep.book.reproduce: {' '.join(arguments)}: done in {minutes:.1f} minutes", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
