@@ -348,7 +348,7 @@ from jupyter_client.manager import start_new_kernel
 kept = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST" and not k.startswith(("JPY_", "VSCODE_"))}
 for more in ({}, {"VSCODE_PID": "1"}, {"JPY_SESSION_NAME": "x"}):
     manager, client = start_new_kernel(env=kept | more)
-    line = "from robrep import figures; print(type(figures.control(lambda a: a, a=[1, 2])).__name__)"
+    line = "from robrep.book import figures; print(type(figures.control(lambda a: a, a=[1, 2])).__name__)"
     client.execute_interactive(line, output_hook=lambda m: print(m["content"].get("text", ""), end=""))
     client.stop_channels(); manager.shutdown_kernel(now=True)
 """
