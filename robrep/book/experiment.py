@@ -527,6 +527,7 @@ class Experiment:
             seed=t.seed,
             variant=t.s.variant(),
             settings=t.s.plain(),
+            read=t.s.was_read | {"dataset"},
             metrics=t.metrics,
             curves=t.curves,
             data=results.data_facts(dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test)),
@@ -551,14 +552,23 @@ class Experiment:
     # --- what is recorded -----------------------------------------------------------------------------------------
 
     def find(
-        self, row: str, *, scale: str = "", dataset: str = "", seed: int | None = None, **changes: Any
+        self,
+        row: str,
+        *,
+        scale: str = "",
+        dataset: str = "",
+        seed: int | None = None,
+        folder: Path | None = None,
+        **changes: Any,
     ) -> results.Run:
-        """The recorded run of a row that has just these settings.
+        """The recorded run of a row that has just these settings, as far as it read them.
 
         Args:
             row, seed, changes: as for :meth:`run`.
             scale, dataset: where it was run; this run's scale, and the data set that belongs to the scale. At another
                 scale, or on another data set, SETTINGS count for nothing.
+            folder: where to look; ``results.recorded_folder()`` holds the book's own runs. If None, there and where
+                this machine records its own, which win.
 
         Raises:
             FileNotFoundError: there is none; the message says how the nearest differs.
@@ -571,17 +581,19 @@ class Experiment:
         s = self.settings if own else Settings(self.chapter, scale, at_scale(self.chapter, scale, dataset))
         s, seed = s.changed(changes), self.seed if seed is None else seed
         asked = s.plain()
-        known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed)
-        apart = [(sorted(k for k, v in self._recorded(r).items() if v != asked[k]), r) for r in known]
-        for different, record in reversed(apart):
+        known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
+        apart = []
+        for record in reversed(known):
+            was = self._recorded(record)
+            different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
             if not different:
-                return results.load_run(self.chapter, record.run)
+                return results.load_run(self.chapter, record.run, folder=folder)
+            apart.append((len(different), f"{record.run}, has {different[0]} = {was[different[0]]!r}", different[0]))
         what = f"{self.chapter} has no recorded run of {row} at {scale} on {asked['dataset']} with seed {seed}"
         if not apart:
             raise FileNotFoundError(what)
-        different, record = min(apart, key=lambda pair: len(pair[0]))
-        was, k = self._recorded(record), different[0]
-        raise FileNotFoundError(f"{what} and {k} = {asked[k]!r}; the nearest, {record.run}, has {k} = {was[k]!r}")
+        _, nearest, name = min(apart)
+        raise FileNotFoundError(f"{what} and {name} = {asked[name]!r}; the nearest, {nearest}")
 
     def _recorded(self, record: results.Run) -> dict[str, Any]:
         """The settings of a record that the chapter still has, as their kinds are today."""
@@ -592,9 +604,9 @@ class Experiment:
         }  # an older one may name it only there
         return {k: like(k, v, tuple(lines[k].values.values())) for k, v in values.items()} | {"dataset": record.dataset}
 
-    def load(self, row: str, *, scale: str = "", dataset: str = "", seed: int | None = None, **changes: Any) -> Trial:
+    def load(self, row: str, **where: Any) -> Trial:
         """A recorded run as if it had just been made, with the networks whose weights it kept; as for :meth:`find`."""
-        return self.open(self.find(row, scale=scale, dataset=dataset, seed=seed, **changes))
+        return self.open(self.find(row, **where))
 
     def open(self, record: results.Run) -> Trial:
         """The networks and numbers of a record; a setting that it does not know has its value of today."""

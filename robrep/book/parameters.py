@@ -166,7 +166,7 @@ def _scale(name: str, value: Any) -> str:
 
 
 def share_of(value: str) -> tuple[int, int]:
-    """"2/8" as (2, 8): the second of eight parts."""
+    """ "2/8" as (2, 8): the second of eight parts."""
     part, parts = value.split("/")
     return int(part), int(parts)
 
