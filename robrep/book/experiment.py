@@ -510,7 +510,7 @@ class Experiment:
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
-                self.trials[key] = self.load(row, seed=seed, **changes)
+                self.trials[key] = self.open(self._find(row, seed, s))
             else:
                 self.trials[key] = self._made(Trial(self, row, seed, s))
         return self.trials[key]
@@ -574,30 +574,32 @@ class Experiment:
 
         Args:
             row, seed, changes: as for :meth:`run`.
-            scale, dataset: where it was run; this run's scale, and the data set that belongs to the scale. At another
-                scale, or on another data set, SETTINGS count for nothing.
+            scale, dataset: where it was run. If either is given, the settings are those of the table there, without
+                SETTINGS; if neither is given, they are those of this run.
             folder: where to look; ``results.recorded_folder()`` holds the book's own runs. If None, there and where
                 this machine records its own, which win.
 
         Raises:
             FileNotFoundError: there is none; the message says how the nearest differs.
         """
-        own = (scale or self.scale, dataset or self.settings.plain()["dataset"]) == (
-            self.scale,
-            self.settings.plain()["dataset"],
-        )
-        scale = scale or self.scale
-        s = self.settings if own else Settings(self.chapter, scale, at_scale(self.chapter, scale, dataset))
-        s, seed = s.changed(changes), self.seed if seed is None else seed
-        asked = s.plain()
+        s = self.settings
+        if scale or dataset:
+            s = Settings(self.chapter, scale or self.scale, at_scale(self.chapter, scale or self.scale, dataset))
+        return self._find(row, self.seed if seed is None else seed, s.changed(changes), folder)
+
+    def _find(self, row: str, seed: int, s: Settings, folder: Path | None = None) -> results.Run:
+        scale, asked = s.scale, s.plain()
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
-        apart = []
+        apart, same = [], []
         for record in reversed(known):
             was = self._recorded(record)
             different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
             if not different:
-                return results.load_run(self.chapter, record.run, folder=folder)
+                same.append(record)
+                continue
             apart.append((len(different), f"{record.run}, has {different[0]} = {was[different[0]]!r}", different[0]))
+        if same:  # an older record may name a variant by something that is no setting
+            return results.load_run(self.chapter, max(same, key=lambda r: r.variant == s.variant()).run, folder=folder)
         what = f"{self.chapter} has no recorded run of {row} at {scale} on {asked['dataset']} with seed {seed}"
         if not apart:
             raise FileNotFoundError(what)
@@ -668,6 +670,22 @@ class Experiment:
         ]
         here = f"this run: {self.scale}" + ", with " * bool(self.settings.variant()) + self.settings.variant()
         return results.Fold(f"All settings ({here})", results.Table(lines, ("setting", "meaning", *SCALES)))
+
+
+def rate_at(curve: Mapping[str, Sequence[float]], eps: float, n: int, attack: str = "") -> results.Metric:
+    """The rate at ``eps`` of a curve over the radius, as :func:`robrep.evaluation.against_radius` gives it.
+
+    Args:
+        curve: lists ``x`` (the radii), ``y``, ``low`` and ``high``.
+        eps: one of the radii.
+        n: how many images were counted.
+        attack: the attack in words; "" for clean images.
+
+    Raises:
+        ValueError: the curve has no point at ``eps``.
+    """
+    at = list(curve["x"]).index(eps)
+    return results.Metric(curve["y"][at], curve["low"][at], curve["high"][at], n, None, "fraction", "images", attack)
 
 
 def _shown(value: Any) -> str:
