@@ -24,6 +24,7 @@ name, and a run that was made before is not made again.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,9 @@ class Settings(Mapping[str, Any]):
         """What differs from the chapter's table at this scale and data set, as a part of a file's name."""
         of_scale = at_scale(self.chapter, self.scale, self._values["dataset"])
         differing = {k: v for k, v in self._values.items() if k != "dataset" and v != of_scale[k]}
-        return "-".join(f"{name}={value}" for name, value in differing.items())
+        text = "-".join(f"{name}={value}" for name, value in differing.items())
+        cut = f"{text[:130]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # names of files end at 255 bytes
+        return text if len(text) < len(cut) else cut
 
 
 def at_scale(chapter: str, scale: str, dataset: str = "") -> dict[str, Any]:
