@@ -37,7 +37,9 @@ def test_what_is_asked_for_is_what_runs(chapter: dict[str, Any], monkeypatch: py
     attacked, fits, heads, pgd, fit, train_head = set(), [], [], PGD.__call__, experiment.fit, chapter["train_head"]
     monkeypatch.setattr(PGD, "__call__", lambda self, objective, x, threat, *given, **more: (
         attacked.add((self.steps, threat.eps)), pgd(self, objective, x, threat, *given, **more))[1])  # fmt: skip
-    monkeypatch.setattr(experiment, "fit", lambda *given, **more: (fits.append((given[0], more)), fit(*given, **more))[1])
+    monkeypatch.setattr(
+        experiment, "fit", lambda *given, **more: (fits.append((given[0], more)), fit(*given, **more))[1]
+    )
     monkeypatch.setitem(chapter, "train_head", lambda *given, **more: (
         heads.append(more), train_head(*given, **more))[1])  # fmt: skip
     asked = dict(eps=0.03, attack_steps=3, test_eps=0.05, test_steps=4, gamma=7.0, variance=0.5, epochs=2, lr=0.001,
