@@ -386,9 +386,7 @@ class Experiment:
 
         return declare
 
-    def row(
-        self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True
-    ) -> Callable[[Any], Any]:
+    def row(self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True) -> Any:
         """``method(n, s)`` gives what a row trains: the last argument, or the function that this decorates.
 
         Args:
@@ -403,7 +401,10 @@ class Experiment:
             self.methods[name] = method
             return method
 
-        return declare if method is None else declare(method)
+        if method is None:
+            return declare
+        declare(method)
+        return None  # a cell that ends with the call shows nothing
 
     def study(self, name: str, title: str, *, default: bool = False, keep: bool = False) -> Callable[[Any], Any]:
         """``study(t)`` trains and judges a row all by itself; it gives metrics, or metrics and curves."""
