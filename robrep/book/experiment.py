@@ -259,6 +259,7 @@ class Trial:
         seconds: of training.
         metrics, curves: what was counted; ``t["robust"]`` is a :class:`~robrep.book.results.Metric`.
         record: the record that it was loaded from, None if it was made now.
+        facts: what the record says of its data, if they are not ``d`` (:func:`robrep.book.results.data_facts`).
     """
 
     def __init__(self, exp: Experiment, row: str, seed: int, s: Settings) -> None:
@@ -269,6 +270,7 @@ class Trial:
         self.metrics: dict[str, results.Metric] = {}
         self.curves: dict[str, dict[str, Any]] = {}
         self.record: results.Run | None = None
+        self.facts: dict[str, Any] = {}
 
     def __getitem__(self, metric: str) -> results.Metric:
         return self.metrics[one_of("metric", metric, self.metrics)]
@@ -298,10 +300,10 @@ class Trial:
         """Its networks."""
         return self.drawn()
 
-    def drawn(self) -> SimpleNamespace:
-        """New networks, with the weights that the seed gives."""
+    def drawn(self, d: Data | None = None) -> SimpleNamespace:
+        """New networks for its data, or for other data, with the weights that the seed gives."""
         torch.manual_seed(self.seed)
-        return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d))
+        return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d if d is None else d))
 
     def method(self) -> nn.Module:
         """What the row trains, around its networks."""
@@ -506,7 +508,10 @@ class Experiment:
             ValueError: an unknown row or setting, or a value that does not fit.
             FileNotFoundError: with RECORDED, no recorded run has these settings.
         """
-        s, seed = self.settings.changed(changes), self.seed if seed is None else seed
+        seed, s = self.seed if seed is None else seed, self.settings
+        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set has a column of its own
+            s = Settings(self.chapter, self.scale, at_scale(self.chapter, self.scale, changes["dataset"]))
+        s = s.changed(changes)
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
@@ -527,10 +532,10 @@ class Experiment:
         t.curves |= _curves(t.history)
         names, scales = self._kept
         kept = names if t.main and t.seed == 0 and self.scale in scales and t.row not in self._unkept else ()
-        dataset = t.d.dataset
+        facts = t.facts or results.data_facts(t.d.dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test))
         results.record(
             self.chapter,
-            results.run_name(self.scale, dataset.name, t.row, t.seed, t.s.variant()),
+            results.run_name(self.scale, facts["name"], t.row, t.seed, t.s.variant()),
             scale=self.scale,
             row=t.row,
             seed=t.seed,
@@ -539,7 +544,7 @@ class Experiment:
             read=t.s.was_read | {"dataset"},
             metrics=t.metrics,
             curves=t.curves,
-            data=results.data_facts(dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test)),
+            data=facts,
             minutes=t.minutes,
             modules={name: getattr(t.n, name) for name in kept if hasattr(t.n, name)} or None,
         )
@@ -591,8 +596,10 @@ class Experiment:
         s, seed = s.changed(changes), self.seed if seed is None else seed
         asked = s.plain()
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
+        # of several that fit, the one that states more of its settings, and whose variant is just this
+        known.sort(key=lambda record: (len(self._recorded(record)), record.variant == s.variant()), reverse=True)
         apart = []
-        for record in reversed(known):
+        for record in known:
             was = self._recorded(record)
             different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
             if not different:
