@@ -596,10 +596,10 @@ class Experiment:
         s, seed = s.changed(changes), self.seed if seed is None else seed
         asked = s.plain()
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
-        # of several that fit, the one that states more of its settings, and whose variant is just this
-        known.sort(key=lambda record: (len(self._recorded(record)), record.variant == s.variant()), reverse=True)
+        # of several that fit, take the one that states more of its settings, and whose variant is just this
+        known.sort(key=lambda record: (len(self._recorded(record)), record.variant == s.variant()))
         apart = []
-        for record in known:
+        for record in reversed(known):
             was = self._recorded(record)
             different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
             if not different:
