@@ -262,6 +262,7 @@ class Trial:
         seconds: of training.
         metrics, curves: what was counted; ``t["robust"]`` is a :class:`~robrep.book.results.Metric`.
         record: the record that it was loaded from, None if it was made now.
+        facts: what the record says of its data, if they are not ``d`` (:func:`robrep.book.results.data_facts`).
     """
 
     def __init__(self, exp: Experiment, row: str, seed: int, s: Settings) -> None:
@@ -272,6 +273,7 @@ class Trial:
         self.metrics: dict[str, results.Metric] = {}
         self.curves: dict[str, dict[str, Any]] = {}
         self.record: results.Run | None = None
+        self.facts: dict[str, Any] = {}
 
     def __getitem__(self, metric: str) -> results.Metric:
         return self.metrics[one_of("metric", metric, self.metrics)]
@@ -301,10 +303,10 @@ class Trial:
         """Its networks."""
         return self.drawn()
 
-    def drawn(self) -> SimpleNamespace:
-        """New networks, with the weights that the seed gives."""
+    def drawn(self, d: Data | None = None) -> SimpleNamespace:
+        """New networks for its data, or for other data, with the weights that the seed gives."""
         torch.manual_seed(self.seed)
-        return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d))
+        return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d if d is None else d))
 
     def method(self) -> nn.Module:
         """What the row trains, around its networks."""
@@ -510,7 +512,10 @@ class Experiment:
             ValueError: an unknown row or setting, or a value that does not fit.
             FileNotFoundError: with RECORDED, no recorded run has these settings.
         """
-        s, seed = self.settings.changed(changes), self.seed if seed is None else seed
+        seed, s = self.seed if seed is None else seed, self.settings
+        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set has a column of its own
+            s = Settings(self.chapter, self.scale, at_scale(self.chapter, self.scale, changes["dataset"]))
+        s = s.changed(changes)
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
@@ -531,10 +536,10 @@ class Experiment:
         t.curves |= _curves(t.history)
         names, scales = self._kept
         kept = names if t.main and t.seed == 0 and self.scale in scales and t.row not in self._unkept else ()
-        dataset = t.d.dataset
+        facts = t.facts or results.data_facts(t.d.dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test))
         results.record(
             self.chapter,
-            results.run_name(self.scale, dataset.name, t.row, t.seed, t.s.variant()),
+            results.run_name(self.scale, facts["name"], t.row, t.seed, t.s.variant()),
             scale=self.scale,
             row=t.row,
             seed=t.seed,
@@ -543,7 +548,7 @@ class Experiment:
             read=t.s.was_read | {"dataset"},
             metrics=t.metrics,
             curves=t.curves,
-            data=results.data_facts(dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test)),
+            data=facts,
             minutes=t.minutes,
             modules={name: getattr(t.n, name) for name in kept if hasattr(t.n, name)} or None,
         )
@@ -602,8 +607,9 @@ class Experiment:
                 same.append(record)
                 continue
             apart.append((len(different), f"{record.run}, has {different[0]} = {was[different[0]]!r}", different[0]))
-        if same:  # an older record may name a variant by something that is no setting
-            return results.load_run(self.chapter, max(same, key=lambda r: r.variant == s.variant()).run, folder=folder)
+        if same:  # older records say less of their settings; the one that says most, and whose variant is just this
+            best = max(same, key=lambda record: (len(self._recorded(record)), record.variant == s.variant()))
+            return results.load_run(self.chapter, best.run, folder=folder)
         what = f"{self.chapter} has no recorded run of {row} at {scale} on {asked['dataset']} with seed {seed}"
         if not apart:
             raise FileNotFoundError(what)
