@@ -294,7 +294,13 @@ class Trial:
 
     @functools.cached_property
     def n(self) -> SimpleNamespace:
-        """Its networks."""
+        """Its networks.
+
+        Raises:
+            FileNotFoundError: it is recorded, without weights.
+        """
+        if self.record is not None and not self.record.weights:
+            raise FileNotFoundError(f"{self.record.run} was recorded without weights")
         return self.drawn()
 
     def drawn(self) -> SimpleNamespace:
@@ -336,6 +342,7 @@ class Experiment:
         scale, seed: as asked for.
         settings: of this run: the table's column for the scale and the data set, with ``SETTINGS`` over it.
         sweeping: whether sweeps are run (SWEEP).
+        seeds: of the sweeps (SEEDS).
         recorded: whether rows are loaded and none is trained (RECORDED).
         cache: where trainings keep their checkpoints; None at the short scales.
         titles: row to its name in tables.
@@ -353,9 +360,11 @@ class Experiment:
         column = at_scale(chapter, self.scale, given.get("DATASET", ""))
         self.settings = Settings(chapter, self.scale, column).changed(given.get("SETTINGS", {}))
         self.sweeping, self.recorded = given.get("SWEEP", False), given.get("RECORDED", False)
+        self.seeds: tuple[int, ...] = given.get("SEEDS", (0, 1, 2))
         self.cache = user_cache() / "runs" if self.scale in LONG else None
         self.titles: dict[str, str] = {}
         self.methods: dict[str, Callable[[SimpleNamespace, Settings], nn.Module]] = {}
+        self.own: dict[str, Callable[[Settings], Mapping[str, Any]]] = {}
         self.studies: dict[str, Callable[[Trial], Any]] = {}
         self.split: Callable[[Settings], Data] = split
         self.trials: dict[tuple[str, int, Settings], Trial] = {}
@@ -382,7 +391,7 @@ class Experiment:
         return declare
 
     def row(
-        self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True
+        self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True, own: Any = None
     ) -> Callable[[Any], Any]:
         """``method(n, s)`` gives what a row trains: the last argument, or the function that this decorates.
 
@@ -391,11 +400,14 @@ class Experiment:
             method: networks and settings to a training method.
             default: whether an empty ``ROWS`` means it too.
             keep: whether its record may keep weights.
+            own: ``own(s)`` gives the settings that this row has otherwise, such as another network.
         """
 
         def declare(method: Any) -> Any:
             self._declare(name, title, default, keep)
             self.methods[name] = method
+            if own is not None:
+                self.own[name] = own
             return method
 
         return declare if method is None else declare(method)
@@ -473,6 +485,7 @@ class Experiment:
                 return found
         own = Settings(s.chapter, s.scale, s.plain())
         found = self.split(own)
+        s.was_read.update(own.was_read)
         self._loaded.append(({name: s[name] for name in own.was_read}, found))
         return found
 
@@ -497,7 +510,7 @@ class Experiment:
             ValueError: an unknown row or setting, or a value that does not fit.
             FileNotFoundError: with RECORDED, no recorded run has these settings.
         """
-        s, seed = self.settings.changed(changes), self.seed if seed is None else seed
+        s, seed = self._of(row, self.settings, changes), self.seed if seed is None else seed
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
@@ -505,6 +518,11 @@ class Experiment:
             else:
                 self.trials[key] = self._made(Trial(self, row, seed, s))
         return self.trials[key]
+
+    def _of(self, row: str, s: Settings, changes: Mapping[str, Any]) -> Settings:
+        """The settings of a row: as asked for, with those that are its own."""
+        s = s.changed(changes)
+        return s.changed(self.own[row](s)) if row in self.own else s
 
     def _made(self, t: Trial) -> Trial:
         if t.row in self.studies:
@@ -551,7 +569,14 @@ class Experiment:
     # --- what is recorded -----------------------------------------------------------------------------------------
 
     def find(
-        self, row: str, *, scale: str = "", dataset: str = "", seed: int | None = None, **changes: Any
+        self,
+        row: str,
+        *,
+        scale: str = "",
+        dataset: str = "",
+        seed: int | None = None,
+        book: bool = False,
+        **changes: Any,
     ) -> results.Run:
         """The recorded run of a row that has just these settings.
 
@@ -559,23 +584,24 @@ class Experiment:
             row, seed, changes: as for :meth:`run`.
             scale, dataset: where it was run; this run's scale, and the data set that belongs to the scale. At another
                 scale, or on another data set, SETTINGS count for nothing.
+            book: look among the records that came with the book alone, where SETTINGS count for nothing either.
 
         Raises:
             FileNotFoundError: there is none; the message says how the nearest differs.
         """
-        own = (scale or self.scale, dataset or self.settings.plain()["dataset"]) == (
+        own = not book and (scale or self.scale, dataset or self.settings.plain()["dataset"]) == (
             self.scale,
             self.settings.plain()["dataset"],
         )
         scale = scale or self.scale
         s = self.settings if own else Settings(self.chapter, scale, at_scale(self.chapter, scale, dataset))
-        s, seed = s.changed(changes), self.seed if seed is None else seed
-        asked = s.plain()
-        known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed)
+        asked, seed = self._of(row, s, changes).plain(), self.seed if seed is None else seed
+        folder = results.recorded_folder() if book else None
+        known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
         apart = [(sorted(k for k, v in self._recorded(r).items() if v != asked[k]), r) for r in known]
         for different, record in reversed(apart):
             if not different:
-                return results.load_run(self.chapter, record.run)
+                return results.load_run(self.chapter, record.run, folder=folder)
         what = f"{self.chapter} has no recorded run of {row} at {scale} on {asked['dataset']} with seed {seed}"
         if not apart:
             raise FileNotFoundError(what)
@@ -592,9 +618,9 @@ class Experiment:
         }  # an older one may name it only there
         return {k: like(k, v, tuple(lines[k].values.values())) for k, v in values.items()} | {"dataset": record.dataset}
 
-    def load(self, row: str, *, scale: str = "", dataset: str = "", seed: int | None = None, **changes: Any) -> Trial:
+    def load(self, row: str, **which: Any) -> Trial:
         """A recorded run as if it had just been made, with the networks whose weights it kept; as for :meth:`find`."""
-        return self.open(self.find(row, scale=scale, dataset=dataset, seed=seed, **changes))
+        return self.open(self.find(row, **which))
 
     def open(self, record: results.Run) -> Trial:
         """The networks and numbers of a record; a setting that it does not know has its value of today."""
