@@ -162,7 +162,8 @@ class Settings(Mapping[str, Any]):
         """
         lines, values = table(self.chapter), self.plain()
         for name, value in changes.items():
-            values[one_of("setting", name, lines)] = like(name, value, tuple(lines[name].values.values()))
+            line = lines[one_of("setting", name, lines)]
+            values[name] = like(name, value, tuple(line.values.values()))
         return Settings(self.chapter, self.scale, values)
 
     def variant(self) -> str:
@@ -319,7 +320,7 @@ class Trial:
         given |= {"seed": self.seed, "cache": self.exp.cache, "progress": self.title} | options
         x, y = self.d.x_train if x is None else x, self.d.y_train if y is None else y
         history = fit(method, x, y, **given)
-        self.history += history
+        self.history += [{k: v for k, v in epoch.items() if k not in ("lr", "seconds")} for epoch in history]
         self.seconds += sum(epoch["seconds"] for epoch in history)
         return history
 
@@ -392,7 +393,7 @@ class Experiment:
 
     def row(
         self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True, own: Any = None
-    ) -> Callable[[Any], Any]:
+    ) -> Any:
         """``method(n, s)`` gives what a row trains: the last argument, or the function that this decorates.
 
         Args:
@@ -410,7 +411,7 @@ class Experiment:
                 self.own[name] = own
             return method
 
-        return declare if method is None else declare(method)
+        return declare if method is None else declare(method) and None  # a cell that ends with it shows nothing
 
     def study(self, name: str, title: str, *, default: bool = False, keep: bool = False) -> Callable[[Any], Any]:
         """``study(t)`` trains and judges a row all by itself; it gives metrics, or metrics and curves."""
@@ -545,6 +546,7 @@ class Experiment:
             seed=t.seed,
             variant=t.s.variant(),
             settings=t.s.plain(),
+            read=t.s.was_read | {"dataset"},
             metrics=t.metrics,
             curves=t.curves,
             data=results.data_facts(dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test)),
@@ -575,39 +577,41 @@ class Experiment:
         scale: str = "",
         dataset: str = "",
         seed: int | None = None,
-        book: bool = False,
+        folder: Path | None = None,
         **changes: Any,
     ) -> results.Run:
-        """The recorded run of a row that has just these settings.
+        """The recorded run of a row that has just these settings, as far as it read them.
 
         Args:
             row, seed, changes: as for :meth:`run`.
             scale, dataset: where it was run; this run's scale, and the data set that belongs to the scale. At another
                 scale, or on another data set, SETTINGS count for nothing.
-            book: look among the records that came with the book alone, where SETTINGS count for nothing either.
+            folder: where to look; ``results.recorded_folder()`` holds the book's own runs. If None, there and where
+                this machine records its own, which win.
 
         Raises:
             FileNotFoundError: there is none; the message says how the nearest differs.
         """
-        own = not book and (scale or self.scale, dataset or self.settings.plain()["dataset"]) == (
+        own = (scale or self.scale, dataset or self.settings.plain()["dataset"]) == (
             self.scale,
             self.settings.plain()["dataset"],
         )
         scale = scale or self.scale
         s = self.settings if own else Settings(self.chapter, scale, at_scale(self.chapter, scale, dataset))
         asked, seed = self._of(row, s, changes).plain(), self.seed if seed is None else seed
-        folder = results.recorded_folder() if book else None
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
-        apart = [(sorted(k for k, v in self._recorded(r).items() if v != asked[k]), r) for r in known]
-        for different, record in reversed(apart):
+        apart = []
+        for record in reversed(known):
+            was = self._recorded(record)
+            different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
             if not different:
                 return results.load_run(self.chapter, record.run, folder=folder)
+            apart.append((len(different), f"{record.run}, has {different[0]} = {was[different[0]]!r}", different[0]))
         what = f"{self.chapter} has no recorded run of {row} at {scale} on {asked['dataset']} with seed {seed}"
         if not apart:
             raise FileNotFoundError(what)
-        different, record = min(apart, key=lambda pair: len(pair[0]))
-        was, k = self._recorded(record), different[0]
-        raise FileNotFoundError(f"{what} and {k} = {asked[k]!r}; the nearest, {record.run}, has {k} = {was[k]!r}")
+        _, nearest, name = min(apart)
+        raise FileNotFoundError(f"{what} and {name} = {asked[name]!r}; the nearest, {nearest}")
 
     def _recorded(self, record: results.Run) -> dict[str, Any]:
         """The settings of a record that the chapter still has, as their kinds are today."""
@@ -618,9 +622,9 @@ class Experiment:
         }  # an older one may name it only there
         return {k: like(k, v, tuple(lines[k].values.values())) for k, v in values.items()} | {"dataset": record.dataset}
 
-    def load(self, row: str, **which: Any) -> Trial:
+    def load(self, row: str, **where: Any) -> Trial:
         """A recorded run as if it had just been made, with the networks whose weights it kept; as for :meth:`find`."""
-        return self.open(self.find(row, **which))
+        return self.open(self.find(row, **where))
 
     def open(self, record: results.Run) -> Trial:
         """The networks and numbers of a record; a setting that it does not know has its value of today."""
@@ -671,23 +675,22 @@ class Experiment:
             (name, line.about, *(_shown(line.at(scale)) for scale in SCALES))
             for name, line in table(self.chapter).items()
         ]
-        changed = self.settings.variant()
-        caption = f"Settings of each scale; this run: {self.scale}" + f", with {changed}" * bool(changed)
-        return results.Fold("All settings", results.Table(lines, ("setting", "meaning", *SCALES), caption=caption))
+        here = f"this run: {self.scale}" + ", with " * bool(self.settings.variant()) + self.settings.variant()
+        return results.Fold(f"All settings ({here})", results.Table(lines, ("setting", "meaning", *SCALES)))
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value))
-    if isinstance(value, float) and value not in (0.0, round(value, 4)) and (255 * value).is_integer():
-        return f"{255 * value:g}/255"
+    if isinstance(value, float) and value == round(255 * value) / 255 and value not in (0.0, 1.0):
+        return f"{round(255 * value)}/255"
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """The loss terms of each epoch, and what was watched in some of them, as curves over the epochs."""
     curves: dict[str, dict[str, Any]] = {}
-    for term in sorted({term for epoch in history for term in epoch} - {"lr", "seconds"}):
+    for term in sorted({term for epoch in history for term in epoch}):
         seen = [(i, epoch[term]) for i, epoch in enumerate(history, 1) if term in epoch]
         name = term if term.startswith("watched_") else f"training_{term}"
         curves[name] = {"x": [i for i, _ in seen], "y": [value for _, value in seen]}
