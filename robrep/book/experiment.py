@@ -336,8 +336,8 @@ class Experiment:
 
     Args:
         chapter: its name, as its notebook and its settings file have it.
-        parameters: where SCALE, DATASET, SEED, ROWS, SETTINGS, SWEEP, RECORDED and PART are looked for: a notebook's
-            ``globals()``. Every other name is left alone.
+        parameters: where SCALE, DATASET, SEED, ROWS, SETTINGS, SWEEP, SEEDS, RECORDED and PART are looked for: a
+            notebook's ``globals()``. Every other name is left alone.
 
     Attributes:
         scale, seed: as asked for.
