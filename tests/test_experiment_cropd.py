@@ -95,8 +95,13 @@ def test_a_preprocessor_is_trained_once_for_all_foundation_models(exp: Experimen
 def test_a_sweep_is_brief_but_for_the_chapters_own_settings(exp: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exp, "sweeping", True)
     exp.sweep("cropd", seeds=[4], weight=[0.1, 1.0])
+    exp.sweep("cropd", seeds=[4], below=5)
     brief, whole = exp.run("cropd", 4, weight=0.1), exp.run("cropd", 4)
     assert "worst" not in brief.metrics and "pgd20_robust_head" in brief.metrics and "radius" not in brief.curves
+    assert exp.run("cropd", 4, below=5).metrics.keys() == brief.metrics.keys() - {
+        "clean_robust_head",
+        "pgd20_robust_head",
+    }
     assert {"worst", "alone_PGD-20", "until_Square"} <= whole.metrics.keys() and len(whole.curves["radius"]["x"]) == 9
 
 
