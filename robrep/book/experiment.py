@@ -300,7 +300,13 @@ class Trial:
 
     @functools.cached_property
     def n(self) -> SimpleNamespace:
-        """Its networks."""
+        """Its networks.
+
+        Raises:
+            FileNotFoundError: it is recorded, without weights.
+        """
+        if self.record is not None and not self.record.weights:
+            raise FileNotFoundError(f"{self.record.run} was recorded without weights")
         return self.drawn()
 
     def drawn(self, d: Data | None = None) -> SimpleNamespace:
@@ -335,13 +341,14 @@ class Experiment:
 
     Args:
         chapter: its name, as its notebook and its settings file have it.
-        parameters: where SCALE, DATASET, SEED, ROWS, SETTINGS, SWEEP, RECORDED and PART are looked for: a notebook's
-            ``globals()``. Every other name is left alone.
+        parameters: where SCALE, DATASET, SEED, ROWS, SETTINGS, SWEEP, SEEDS, RECORDED and PART are looked for: a
+            notebook's ``globals()``. Every other name is left alone.
 
     Attributes:
         scale, seed: as asked for.
         settings: of this run: the table's column for the scale and the data set, with ``SETTINGS`` over it.
         sweeping: whether sweeps are run (SWEEP).
+        seeds: of the sweeps (SEEDS).
         recorded: whether rows are loaded and none is trained (RECORDED).
         cache: where trainings keep their checkpoints; None at the short scales.
         titles: row to its name in tables.
@@ -359,9 +366,11 @@ class Experiment:
         column = at_scale(chapter, self.scale, given.get("DATASET", ""))
         self.settings = Settings(chapter, self.scale, column).changed(given.get("SETTINGS", {}))
         self.sweeping, self.recorded = given.get("SWEEP", False), given.get("RECORDED", False)
+        self.seeds: tuple[int, ...] = given.get("SEEDS", (0, 1, 2))
         self.cache = user_cache() / "runs" if self.scale in LONG else None
         self.titles: dict[str, str] = {}
         self.methods: dict[str, Callable[[SimpleNamespace, Settings], nn.Module]] = {}
+        self.own: dict[str, Callable[[Settings], Mapping[str, Any]]] = {}
         self.studies: dict[str, Callable[[Trial], Any]] = {}
         self.split: Callable[[Settings], Data] = split
         self.trials: dict[tuple[str, int, Settings], Trial] = {}
@@ -388,7 +397,9 @@ class Experiment:
 
         return declare
 
-    def row(self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True) -> Any:
+    def row(
+        self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True, own: Any = None
+    ) -> Any:
         """``method(n, s)`` gives what a row trains: the last argument, or the function that this decorates.
 
         Args:
@@ -396,11 +407,14 @@ class Experiment:
             method: networks and settings to a training method.
             default: whether an empty ``ROWS`` means it too.
             keep: whether its record may keep weights.
+            own: ``own(s)`` gives the settings that this row has otherwise, such as another network.
         """
 
         def declare(method: Any) -> Any:
             self._declare(name, title, default, keep)
             self.methods[name] = method
+            if own is not None:
+                self.own[name] = own
             return method
 
         if method is None:
@@ -481,6 +495,7 @@ class Experiment:
                 return found
         own = Settings(s.chapter, s.scale, s.plain())
         found = self.split(own)
+        s.was_read.update(own.was_read)
         self._loaded.append(({name: s[name] for name in own.was_read}, found))
         return found
 
@@ -496,7 +511,7 @@ class Experiment:
 
     def _is_mine(self, row: str, seed: int, changes: Mapping[str, Any]) -> bool:
         """Whether a run belongs to this PART: runs are dealt out in the order in which they are first asked for."""
-        key = row, seed, self.settings.changed(changes)
+        key = row, seed, self._of(row, self.settings, changes)
         part, parts = self._part
         return self._asked.setdefault(key, len(self._asked)) % parts == part - 1
 
@@ -512,10 +527,7 @@ class Experiment:
             ValueError: an unknown row or setting, or a value that does not fit.
             FileNotFoundError: with RECORDED, no recorded run has these settings.
         """
-        seed, s = self.seed if seed is None else seed, self.settings
-        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set has a column of its own
-            s = Settings(self.chapter, self.scale, at_scale(self.chapter, self.scale, changes["dataset"]))
-        s = s.changed(changes)
+        s, seed = self._of(row, self.settings, changes), self.seed if seed is None else seed
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
@@ -523,6 +535,13 @@ class Experiment:
             else:
                 self.trials[key] = self._made(Trial(self, row, seed, s))
         return self.trials[key]
+
+    def _of(self, row: str, s: Settings, changes: Mapping[str, Any]) -> Settings:
+        """The settings of a row: as asked for, with those that are its own."""
+        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set has a column of its own
+            s = Settings(self.chapter, s.scale, at_scale(self.chapter, s.scale, changes["dataset"]))
+        s = s.changed(changes)
+        return s.changed(self.own[row](s)) if row in self.own else s
 
     def _made(self, t: Trial) -> Trial:
         if t.row in self.studies:
@@ -594,7 +613,7 @@ class Experiment:
         s = self.settings
         if scale or dataset:
             s = Settings(self.chapter, scale or self.scale, at_scale(self.chapter, scale or self.scale, dataset))
-        return self._find(row, self.seed if seed is None else seed, s.changed(changes), folder)
+        return self._find(row, self.seed if seed is None else seed, self._of(row, s, changes), folder)
 
     def _find(self, row: str, seed: int, s: Settings, folder: Path | None = None) -> results.Run:
         scale, asked = s.scale, s.plain()
