@@ -336,6 +336,7 @@ class Experiment:
         scale, seed: as asked for.
         settings: of this run: the table's column for the scale and the data set, with ``SETTINGS`` over it.
         sweeping: whether sweeps are run (SWEEP).
+        seeds: of the sweeps (SEEDS).
         recorded: whether rows are loaded and none is trained (RECORDED).
         cache: where trainings keep their checkpoints; None at the short scales.
         titles: row to its name in tables.
@@ -353,6 +354,7 @@ class Experiment:
         column = at_scale(chapter, self.scale, given.get("DATASET", ""))
         self.settings = Settings(chapter, self.scale, column).changed(given.get("SETTINGS", {}))
         self.sweeping, self.recorded = given.get("SWEEP", False), given.get("RECORDED", False)
+        self.seeds: tuple[int, ...] = given.get("SEEDS", (0, 1, 2))
         self.cache = user_cache() / "runs" if self.scale in LONG else None
         self.titles: dict[str, str] = {}
         self.methods: dict[str, Callable[[SimpleNamespace, Settings], nn.Module]] = {}
