@@ -162,7 +162,8 @@ class Settings(Mapping[str, Any]):
         """
         lines, values = table(self.chapter), self.plain()
         for name, value in changes.items():
-            values[one_of("setting", name, lines)] = like(name, value, tuple(lines[name].values.values()))
+            line = lines[one_of("setting", name, lines)]
+            values[name] = like(name, value, tuple(line.values.values()))
         return Settings(self.chapter, self.scale, values)
 
     def variant(self) -> str:
@@ -313,7 +314,7 @@ class Trial:
         given |= {"seed": self.seed, "cache": self.exp.cache, "progress": self.title} | options
         x, y = self.d.x_train if x is None else x, self.d.y_train if y is None else y
         history = fit(method, x, y, **given)
-        self.history += history
+        self.history += [{k: v for k, v in epoch.items() if k not in ("lr", "seconds")} for epoch in history]
         self.seconds += sum(epoch["seconds"] for epoch in history)
         return history
 
@@ -659,23 +660,22 @@ class Experiment:
             (name, line.about, *(_shown(line.at(scale)) for scale in SCALES))
             for name, line in table(self.chapter).items()
         ]
-        changed = self.settings.variant()
-        caption = f"Settings of each scale; this run: {self.scale}" + f", with {changed}" * bool(changed)
-        return results.Fold("All settings", results.Table(lines, ("setting", "meaning", *SCALES), caption=caption))
+        here = f"this run: {self.scale}" + ", with " * bool(self.settings.variant()) + self.settings.variant()
+        return results.Fold(f"All settings ({here})", results.Table(lines, ("setting", "meaning", *SCALES)))
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value))
-    if isinstance(value, float) and value not in (0.0, round(value, 4)) and (255 * value).is_integer():
-        return f"{255 * value:g}/255"
+    if isinstance(value, float) and value == round(255 * value) / 255 and value not in (0.0, 1.0):
+        return f"{round(255 * value)}/255"
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """The loss terms of each epoch, and what was watched in some of them, as curves over the epochs."""
     curves: dict[str, dict[str, Any]] = {}
-    for term in sorted({term for epoch in history for term in epoch} - {"lr", "seconds"}):
+    for term in sorted({term for epoch in history for term in epoch}):
         seen = [(i, epoch[term]) for i, epoch in enumerate(history, 1) if term in epoch]
         name = term if term.startswith("watched_") else f"training_{term}"
         curves[name] = {"x": [i for i, _ in seen], "y": [value for _, value in seen]}

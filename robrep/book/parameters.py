@@ -41,8 +41,8 @@ def check(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
 def checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The parameters in a chapter's namespace as the values that are meant; where records go, they can be written.
 
-    ``globals().update(checked(globals(), TABLE))`` is the first thing that a chapter does with its parameters, since
-    papermill writes into a notebook whatever it is given.
+    An :class:`~robrep.book.experiment.Experiment` begins with it, since papermill writes into a notebook whatever it is
+    given.
 
     Args:
         namespace: where the parameters are looked for, by the names that chapters give them.
