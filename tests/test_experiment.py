@@ -266,7 +266,10 @@ def test_recorded_gives_what_was_asked_for_or_nothing(calls: list[dict[str, Any]
             lambda: made(RECORDED=True, DATASET="colour-digits").run("at"),
             "no recorded run of at at smoke on colour-digits",
         ),
-        (lambda: made(RECORDED=True, ROWS="at", SETTINGS={"epochs": 3}).train(), "epochs = 3; the nearest, .*, has epochs = 1"),
+        (
+            lambda: made(RECORDED=True, ROWS="at", SETTINGS={"epochs": 3}).train(),
+            "epochs = 3; the nearest, .*, has epochs = 1",
+        ),
     ):
         with pytest.raises(FileNotFoundError, match=message):
             ask()
@@ -303,22 +306,29 @@ def test_points_of_a_sweep_are_found() -> None:
 
 
 def test_the_parts_of_a_sweep_make_each_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        Experiment, "run", lambda exp, row, seed, **changes: asked.append((row, seed, *changes.values()))
-    )
+    asked: list[tuple[str, int, str]] = []
 
-    def swept(**parameters: Any) -> list[tuple[Any, ...]]:
+    def run(exp: Experiment, row: str, seed: int, **changes: Any) -> None:
+        asked.append((row, seed, exp.settings.changed(changes).variant()))
+
+    monkeypatch.setattr(Experiment, "run", run)
+
+    def swept(**parameters: Any) -> list[tuple[str, int, str]]:
         asked.clear()
         exp = made(**parameters)
         exp.sweep("standard", "at", seeds=(0, 1, 2))
         exp.sweep("at", eps=[0.1, 0.2], widths=[(2,), (3, 3)], lr=0.5)
+        exp.sweep("at", seeds=(1,), eps=[0.1])
         return list(asked)
 
     whole = swept(SWEEP=True)
-    assert len(whole) == 10 and whole[-1] == ("at", 0, 0.2, (3, 3), 0.5) and not swept()
-    parts = [run for k in (1, 2, 3) for run in swept(SWEEP=True, PART=f"{k}/3")]
-    assert sorted(parts) == sorted(whole) and len(swept(SWEEP=True, PART="2/3")) == 3
+    assert len(whole) == 11 and whole[-1] == whole[3] == ("at", 1, "") and not swept()
+    assert whole[9] == ("at", 0, "eps=0.2-widths=(3, 3)-lr=0.5")
+    parts = [set(swept(SWEEP=True, PART=f"{k}/3")) for k in (1, 2, 3)]
+    assert sorted(run for part in parts for run in part) == sorted(set(whole)) and {len(part) for part in parts} == {
+        3,
+        4,
+    }
 
 
 def test_the_book_s_own_run_loads_what_is_not_live(

@@ -364,7 +364,8 @@ class Experiment:
         self.trials: dict[tuple[str, int, Settings], Trial] = {}
         self._given, self._default, self._unkept = given, list[str](), set[str]()
         self._kept: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
-        self._asked = itertools.count()
+        self._part = share_of(given.get("PART", "1/1"))
+        self._asked: dict[tuple[str, int, Settings], int] = {}
         self._loaded: list[tuple[dict[str, Any], Data]] = []
 
     # --- what a chapter declares ----------------------------------------------------------------------------------
@@ -480,13 +481,20 @@ class Experiment:
         return found
 
     def train(self, *, live: Iterable[str] | None = None) -> dict[str, Trial]:
-        """The rows asked for, trained and judged, or loaded with RECORDED.
+        """The rows asked for, or this PART of them, trained and judged, or loaded with RECORDED.
 
         Args:
             live: the only rows to be trained in the book's own run; there the others are loaded from their records.
         """
         rows, load = self.rows, set() if live is None or not self.as_published else set(self.titles) - set(live)
-        return {row: self.load(row) if row in load else self.run(row) for row in rows}
+        mine = [row for row in rows if self._is_mine(row, self.seed, {})]
+        return {row: self.load(row) if row in load else self.run(row) for row in mine}
+
+    def _is_mine(self, row: str, seed: int, changes: Mapping[str, Any]) -> bool:
+        """Whether a run belongs to this PART: runs are dealt out in the order in which they are first asked for."""
+        key = row, seed, self.settings.changed(changes)
+        part, parts = self._part
+        return self._asked.setdefault(key, len(self._asked)) % parts == part - 1
 
     def run(self, row: str, seed: int | None = None, **changes: Any) -> Trial:
         """Train, judge and record a row, or load it with RECORDED; what was made before is not made again.
@@ -546,11 +554,11 @@ class Experiment:
         """
         if not self.sweeping:
             return
-        part, parts = share_of(self._given.get("PART", "1/1"))
         grid = [value if isinstance(value, list) else [value] for value in changes.values()]
         for seed, row, *values in itertools.product([self.seed] if seeds is None else seeds, rows, *grid):
-            if next(self._asked) % parts == part - 1:
-                self.run(row, seed, **dict(zip(changes, values, strict=True)))
+            point = dict(zip(changes, values, strict=True))
+            if self._is_mine(row, seed, point):
+                self.run(row, seed, **point)
 
     # --- what is recorded -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ those cells in order, as a plain script: what is recorded is what the chapter co
 
     python -m robrep.book.reproduce vae_urkle SCALE=lite
     torchrun --nproc-per-node 4 -m robrep.book.reproduce vae_urkle SCALE=full ROWS=vae_urkle
+    python -m robrep.book.reproduce vae_urkle SWEEP=yes PART=1/4        # a quarter of the recorded sweeps
 
 What would that cost on this machine? With ``STEPS=N`` the first training of a row makes N steps and stops, and what
 they cost is said and recorded (see :func:`try_out`)::
@@ -88,7 +89,7 @@ def defaults(notebook: Path) -> dict[str, Any]:
             (target,) = statement.targets
             if isinstance(target, ast.Name):
                 values[target.id] = ast.literal_eval(statement.value)
-    return values
+    return ({"PART": "1/1"} if "SWEEP" in values else {}) | values  # a share of the sweeps; no notebook asks for it
 
 
 def parse(arguments: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
