@@ -297,6 +297,42 @@ def test_a_run_is_found_at_another_scale_and_by_what_an_old_variant_says() -> No
     assert made().open(results.load_run("toy", path.stem)).s.steps == 7
 
 
+def test_what_a_page_names_by_its_scale_is_found_whatever_settings_say() -> None:
+    made().run("standard")
+    own = made(SETTINGS={"eps": 0.3})
+    own.run("standard")
+    assert own.find("standard", scale="smoke").settings["eps"] == 0.1 and own.find("standard").settings["eps"] == 0.3
+    again = made(SETTINGS={"eps": 0.3}, RECORDED=True)
+    with pytest.raises(FileNotFoundError, match="no recorded run of standard at smoke on colour-digits"):
+        again.run("standard", dataset="colour-digits")
+    own.run("standard", dataset="colour-digits")
+    assert again.run("standard", dataset="colour-digits").s.plain()["eps"] == 0.3, "what is loaded is what was run"
+
+
+def test_of_two_equal_records_the_one_that_would_be_named_so_is_found() -> None:
+    main = made().run("standard")
+    facts = {"settings": main.s.plain(), "seed": 0, "scale": "smoke", "row": "standard", "minutes": 0}
+    for variant in ("again", "steps=9"):
+        results.record("toy", f"smoke-digits-standard-0-{variant}", **facts, variant=variant, metrics={"other": 1.0},
+                       data=results.data_facts(main.d.dataset))  # fmt: skip
+    assert made().find("standard").variant == ""
+
+
+def test_a_run_with_many_changes_has_a_name_that_a_file_can_have() -> None:
+    width = (4, *range(10, 70), 4)
+    t = made().run("standard", widths=width)
+    assert len(t.s.variant()) < 150 and made().find("standard", widths=width).variant == t.s.variant()
+    assert t.s.variant() != made().settings.changed({"widths": (*width[:-2], 70, 4)}).variant()
+
+
+def test_a_curve_gives_its_rate_at_a_radius() -> None:
+    curve = {"x": [0.0, 0.1], "y": [0.5, 0.25], "low": [0.4, 0.2], "high": [0.6, 0.3]}
+    rate = experiment.rate_at(curve, 0.1, 20, "PGD")
+    assert (rate.value, rate.low, rate.high, rate.n, rate.unit, rate.attack) == (0.25, 0.2, 0.3, 20, "fraction", "PGD")
+    with pytest.raises(ValueError):
+        experiment.rate_at(curve, 0.2, 20)
+
+
 def test_points_of_a_sweep_are_found() -> None:
     exp = made(SWEEP=True)
     exp.sweep("standard", seeds=(0, 1), eps=[0.1, 0.2])

@@ -24,6 +24,7 @@ name, and a run that was made before is not made again.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,9 @@ class Settings(Mapping[str, Any]):
         """What differs from the chapter's table at this scale and data set, as a part of a file's name."""
         of_scale = at_scale(self.chapter, self.scale, self._values["dataset"])
         differing = {k: v for k, v in self._values.items() if k != "dataset" and v != of_scale[k]}
-        return "-".join(f"{name}={value}" for name, value in differing.items())
+        text = "-".join(f"{name}={value}" for name, value in differing.items())
+        cut = f"{text[:130]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # names of files end at 255 bytes
+        return text if len(text) < len(cut) else cut
 
 
 def at_scale(chapter: str, scale: str, dataset: str = "") -> dict[str, Any]:
@@ -259,6 +262,7 @@ class Trial:
         seconds: of training.
         metrics, curves: what was counted; ``t["robust"]`` is a :class:`~robrep.book.results.Metric`.
         record: the record that it was loaded from, None if it was made now.
+        facts: what the record says of its data, if they are not ``d`` (:func:`robrep.book.results.data_facts`).
     """
 
     def __init__(self, exp: Experiment, row: str, seed: int, s: Settings) -> None:
@@ -269,6 +273,7 @@ class Trial:
         self.metrics: dict[str, results.Metric] = {}
         self.curves: dict[str, dict[str, Any]] = {}
         self.record: results.Run | None = None
+        self.facts: dict[str, Any] = {}
 
     def __getitem__(self, metric: str) -> results.Metric:
         return self.metrics[one_of("metric", metric, self.metrics)]
@@ -298,10 +303,10 @@ class Trial:
         """Its networks."""
         return self.drawn()
 
-    def drawn(self) -> SimpleNamespace:
-        """New networks, with the weights that the seed gives."""
+    def drawn(self, d: Data | None = None) -> SimpleNamespace:
+        """New networks for its data, or for other data, with the weights that the seed gives."""
         torch.manual_seed(self.seed)
-        return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d))
+        return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d if d is None else d))
 
     def method(self) -> nn.Module:
         """What the row trains, around its networks."""
@@ -385,9 +390,7 @@ class Experiment:
 
         return declare
 
-    def row(
-        self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True
-    ) -> Callable[[Any], Any]:
+    def row(self, name: str, title: str, method: Any = None, *, default: bool = True, keep: bool = True) -> Any:
         """``method(n, s)`` gives what a row trains: the last argument, or the function that this decorates.
 
         Args:
@@ -402,7 +405,10 @@ class Experiment:
             self.methods[name] = method
             return method
 
-        return declare if method is None else declare(method)
+        if method is None:
+            return declare
+        declare(method)
+        return None  # a cell that ends with the call shows nothing
 
     def study(self, name: str, title: str, *, default: bool = False, keep: bool = False) -> Callable[[Any], Any]:
         """``study(t)`` trains and judges a row all by itself; it gives metrics, or metrics and curves."""
@@ -508,11 +514,14 @@ class Experiment:
             ValueError: an unknown row or setting, or a value that does not fit.
             FileNotFoundError: with RECORDED, no recorded run has these settings.
         """
-        s, seed = self.settings.changed(changes), self.seed if seed is None else seed
+        seed, s = self.seed if seed is None else seed, self.settings
+        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set has a column of its own
+            s = Settings(self.chapter, self.scale, at_scale(self.chapter, self.scale, changes["dataset"]))
+        s = s.changed(changes)
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
-                self.trials[key] = self.load(row, seed=seed, **changes)
+                self.trials[key] = self.open(self._find(row, seed, s))
             else:
                 self.trials[key] = self._made(Trial(self, row, seed, s))
         return self.trials[key]
@@ -529,10 +538,10 @@ class Experiment:
         t.curves |= _curves(t.history)
         names, scales = self._kept
         kept = names if t.main and t.seed == 0 and self.scale in scales and t.row not in self._unkept else ()
-        dataset = t.d.dataset
+        facts = t.facts or results.data_facts(t.d.dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test))
         results.record(
             self.chapter,
-            results.run_name(self.scale, dataset.name, t.row, t.seed, t.s.variant()),
+            results.run_name(self.scale, facts["name"], t.row, t.seed, t.s.variant()),
             scale=self.scale,
             row=t.row,
             seed=t.seed,
@@ -541,7 +550,7 @@ class Experiment:
             read=t.s.was_read | {"dataset"},
             metrics=t.metrics,
             curves=t.curves,
-            data=results.data_facts(dataset, n_train=len(t.d.x_train), n_test=len(t.d.x_test)),
+            data=facts,
             minutes=t.minutes,
             modules={name: getattr(t.n, name) for name in kept if hasattr(t.n, name)} or None,
         )
@@ -576,30 +585,33 @@ class Experiment:
 
         Args:
             row, seed, changes: as for :meth:`run`.
-            scale, dataset: where it was run; this run's scale, and the data set that belongs to the scale. At another
-                scale, or on another data set, SETTINGS count for nothing.
+            scale, dataset: where it was run. If either is given, the settings are those of the table there, without
+                SETTINGS; if neither is given, they are those of this run.
             folder: where to look; ``results.recorded_folder()`` holds the book's own runs. If None, there and where
                 this machine records its own, which win.
 
         Raises:
             FileNotFoundError: there is none; the message says how the nearest differs.
         """
-        own = (scale or self.scale, dataset or self.settings.plain()["dataset"]) == (
-            self.scale,
-            self.settings.plain()["dataset"],
-        )
-        scale = scale or self.scale
-        s = self.settings if own else Settings(self.chapter, scale, at_scale(self.chapter, scale, dataset))
-        s, seed = s.changed(changes), self.seed if seed is None else seed
-        asked = s.plain()
+        s = self.settings
+        if scale or dataset:
+            s = Settings(self.chapter, scale or self.scale, at_scale(self.chapter, scale or self.scale, dataset))
+        return self._find(row, self.seed if seed is None else seed, s.changed(changes), folder)
+
+    def _find(self, row: str, seed: int, s: Settings, folder: Path | None = None) -> results.Run:
+        scale, asked = s.scale, s.plain()
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
-        apart = []
+        apart, same = [], []
         for record in reversed(known):
             was = self._recorded(record)
             different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
             if not different:
-                return results.load_run(self.chapter, record.run, folder=folder)
+                same.append(record)
+                continue
             apart.append((len(different), f"{record.run}, has {different[0]} = {was[different[0]]!r}", different[0]))
+        if same:  # older records say less of their settings; the one that says most, and whose variant is just this
+            best = max(same, key=lambda record: (len(self._recorded(record)), record.variant == s.variant()))
+            return results.load_run(self.chapter, best.run, folder=folder)
         what = f"{self.chapter} has no recorded run of {row} at {scale} on {asked['dataset']} with seed {seed}"
         if not apart:
             raise FileNotFoundError(what)
@@ -670,6 +682,22 @@ class Experiment:
         lines = [(name, line.about, *(_shown(line.at(*key.split())) for key in keys)) for name, line in known.items()]
         here = f"this run: {self.scale}" + ", with " * bool(self.settings.variant()) + self.settings.variant()
         return results.Fold(f"All settings ({here})", results.Table(lines, ("setting", "meaning", *keys)))
+
+
+def rate_at(curve: Mapping[str, Sequence[float]], eps: float, n: int, attack: str = "") -> results.Metric:
+    """The rate at ``eps`` of a curve over the radius, as :func:`robrep.evaluation.against_radius` gives it.
+
+    Args:
+        curve: lists ``x`` (the radii), ``y``, ``low`` and ``high``.
+        eps: one of the radii.
+        n: how many images were counted.
+        attack: the attack in words; "" for clean images.
+
+    Raises:
+        ValueError: the curve has no point at ``eps``.
+    """
+    at = list(curve["x"]).index(eps)
+    return results.Metric(curve["y"][at], curve["low"][at], curve["high"][at], n, None, "fraction", "images", attack)
 
 
 def _shown(value: Any) -> str:
