@@ -693,12 +693,12 @@ class Experiment:
 
     def settings_table(self) -> results.Fold:
         """All settings with what they mean and their values at every scale, folded."""
-        lines = [
-            (name, line.about, *(_shown(line.at(scale)) for scale in SCALES))
-            for name, line in table(self.chapter).items()
-        ]
+        known = table(self.chapter)
+        every = dict.fromkeys([*SCALES, *(key for line in known.values() for key in line.values)])  # "lite cifar10"
+        keys = sorted(every, key=lambda key: SCALES.index(key.split()[0]))
+        lines = [(name, line.about, *(_shown(line.at(*key.split())) for key in keys)) for name, line in known.items()]
         here = f"this run: {self.scale}" + ", with " * bool(self.settings.variant()) + self.settings.variant()
-        return results.Fold(f"All settings ({here})", results.Table(lines, ("setting", "meaning", *SCALES)))
+        return results.Fold(f"All settings ({here})", results.Table(lines, ("setting", "meaning", *keys)))
 
 
 def rate_at(curve: Mapping[str, Sequence[float]], eps: float, n: int, attack: str = "") -> results.Metric:
