@@ -498,7 +498,6 @@ class Experiment:
                 return found
         own = Settings(s.chapter, s.scale, s.plain())
         found = self.split(own)
-        s.was_read.update(own.was_read)
         self._loaded.append(({name: s[name] for name in own.was_read}, found))
         return found
 
