@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robrep import vulnerability
-from robrep.attacks import PGD, Linf
+from robrep.attacks import PGD, Adversary, Linf
 from robrep.early_stopping import train_head_stopped
 from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
 from robrep.encoders.infomax import Normalize, ResidualUnits
@@ -30,8 +30,7 @@ from robrep.information import (
     jensen_shannon,
     linear_vulnerability,
 )
-from robrep.methods import InfoMax, WorstCaseInfoMax, information_attack
-from robrep.methods.information import CriticOf, WorstCaseCriticOf
+from robrep.methods import CriticOf, InfoMax, WorstCaseCriticOf, WorstCaseInfoMax, information_attack
 from robrep.training import fit
 from robrep.vulnerability import (
     Neuron,
@@ -300,17 +299,8 @@ def test_worst_case_is_worse_and_leaves_everything_alone() -> None:
     grads = [p.grad for p in f.parameters()]
     f.train()
     for detached in (True, False):
-        x_adv = information_attack(
-            f,
-            t,
-            X,
-            PGD_3,
-            Linf(0.1),
-            estimator="nce",
-            detached=detached,
-            ids=IDS,
-            seed=0,
-        )
+        adversary = Adversary(PGD_3, Linf(0.1))
+        x_adv = information_attack(f, t, X, adversary, estimator="nce", detached=detached, ids=IDS, seed=0)
         assert (x_adv - X).abs().max() <= 0.1 + 1e-6 and not x_adv.requires_grad
         f.eval(), t.eval()
         with torch.no_grad():
@@ -335,16 +325,16 @@ def test_detached_gradient_goes_through_the_code_alone() -> None:
         assert objective.batch
         return x_.detach()
 
-    information_attack(f, t, X, one_step, Linf(0.1), ids=IDS, seed=0)
+    information_attack(f, t, X, Adversary(one_step, Linf(0.1)), ids=IDS, seed=0)
     assert torch.allclose(seen[0], -through_code, atol=1e-7)
-    information_attack(f, t, X, one_step, Linf(0.1), detached=False, ids=IDS, seed=0)
+    information_attack(f, t, X, Adversary(one_step, Linf(0.1)), detached=False, ids=IDS, seed=0)
     assert not torch.allclose(seen[1], -through_code, atol=1e-5)
 
 
 def test_the_attack_refuses_early_leaving() -> None:
     f, t = networks()
     with pytest.raises(ValueError, match="couples it"):
-        information_attack(f, t, X, PGD(2, leave_early=True), Linf(0.1), ids=IDS, seed=0)
+        information_attack(f, t, X, Adversary(PGD(2, leave_early=True), Linf(0.1)), ids=IDS, seed=0)
 
 
 def test_methods_give_the_estimate() -> None:

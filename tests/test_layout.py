@@ -32,7 +32,6 @@ ORDER = [
     {"objectives"},
     {"encoders"},
     {"foundation"},
-    {"regularizers"},
     {"methods"},
     {"optimizers", "checkpoints", "steps"},
     {"training"},

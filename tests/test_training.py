@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep import progress, training
-from robrep.attacks import PGD, Linf
+from robrep.attacks import PGD, Adversary, Linf
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.losses import cross_entropy
 from robrep.methods import TRADES, Supervised, VAEUrkle
@@ -538,7 +538,7 @@ def test_checkpoint_of_other_networks_weights_or_code(tmp_path: Path, monkeypatc
     cut_short(urkle(), path)
     wider, other_attack, other_start, other_floor = urkle(), urkle(), urkle(), urkle()
     wider.decoder = ConvDecoder((1, 8, 8), 4, widths=(8, 4, 4))
-    other_attack.attack = PGD(3)
+    other_attack.adversary = Adversary(PGD(3), other_attack.adversary.threat)
     with torch.no_grad():
         other_start.encoder.code.bias[0] += 1e-3
     other_floor.encoder.min_scale = 0.5  # no module shows it, yet it is another encoder
@@ -828,7 +828,7 @@ def test_fit_reports_its_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 
 def test_heavy_packages_wait_until_they_are_used() -> None:
-    rooms = "checks, random, files, progress, gaussians, losses, attacks, encoders, regularizers, methods, training"
+    rooms = "checks, random, files, progress, gaussians, losses, attacks, encoders, methods, training"
     code = (
         "import sys, json, torch; before = set(sys.modules)\n"
         f"from robrep import {rooms}, heads, evaluation; print(json.dumps(sorted(set(sys.modules) - before)))"

@@ -13,14 +13,17 @@ state; wrap the call in :func:`attack_mode` to attack a model in evaluation mode
 
 from __future__ import annotations
 
+from robrep.attacks.adversary import Adversary
 from robrep.attacks.apgd import APGD
-from robrep.attacks.engine import Objective, attack_mode, batch_objective, gradient, random_objective, scores
+from robrep.attacks.engine import Attack, Objective, attack_mode, batch_objective, gradient, random_objective, scores
 from robrep.attacks.pgd import FGSM, PGD
 from robrep.attacks.square import Square
 from robrep.attacks.threats import L2, Linf, Threat
 
 __all__ = [
     "APGD",
+    "Adversary",
+    "Attack",
     "FGSM",
     "L2",
     "PGD",

@@ -19,6 +19,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LEAVE_EVERY = 5  # steps after which examples may leave on an accelerator; on a CPU they may after each
 
 Objective = Callable[..., Any]  # (x', *given) -> scores (N,), or (scores (N,), done (N,))
+Attack = Callable[..., Tensor]  # (objective, x, threat, *given, ids, seed) -> x'
 F = TypeVar("F", bound=Callable[..., Any])
 
 # --- objectives and modes -----------------------------------------------------------------------------------------

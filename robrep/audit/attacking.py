@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import APGD, L2, PGD, Linf, Square, random_objective
+from robrep.attacks import APGD, L2, PGD, Attack, Linf, Square, random_objective
 from robrep.audit.report import Finding, Limits, worst
 from robrep.audit.subject import CALLS, Subject, of
 from robrep.gaussians import upcast
 from robrep.objectives import LOSSES, classifier_objective, predict
 from robrep.random import fold
 from robrep.rates import Rate
-from robrep.regularizers import Attack
 
 STEPS = 3  # how many times the attack's own steps the longer one takes
 FEWEST = 20  # steps of the longer one

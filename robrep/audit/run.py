@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import L2, PGD, Linf
+from robrep.attacks import L2, PGD, Attack, Linf
 from robrep.audit import attacking, local
 from robrep.audit.report import Audit, Finding
 from robrep.audit.subject import Subject, of, untouched
@@ -18,7 +18,6 @@ from robrep.passes import integer, normal, true_float32
 from robrep.progress import Progress
 from robrep.random import fold
 from robrep.rates import Rate
-from robrep.regularizers import Attack
 
 CHECKS = 13  # about as many as are made
 BY_GRADIENT = ("zero-gradient", "step", "slope", "landscape", "steps", "loss", "radius")

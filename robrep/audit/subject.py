@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import L2, Linf, attack_mode, gradient
+from robrep.attacks import L2, Attack, Linf, attack_mode, gradient
 from robrep.heads import device_of
 from robrep.objectives import LOSSES, classifier_objective, predict
 from robrep.random import fold, noise
-from robrep.regularizers import Attack
 
 PASS = 500  # images in a pass
 CALLS = 8  # over which a model that does not repeat itself is averaged
