@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robrep import progress, training
+from robrep import checkpoints, progress, training
 from robrep.attacks import PGD, Adversary, Linf
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.losses import cross_entropy
@@ -455,7 +455,7 @@ SCRIPT = textwrap.dedent("""
 
     folder, when = Path(sys.argv[2]), sys.argv[3]
     settings = t.USUAL | {"epochs": 4, "lr": 1e-3}
-    t.training.code_hash = lambda: "the same"  # whoever edits the library meanwhile
+    t.checkpoints.code_hash = lambda: "the same"  # whoever edits the library meanwhile
     method, save, written = t.dropped(), torch.save, []
 
     def die():
@@ -545,7 +545,7 @@ def test_checkpoint_of_other_networks_weights_or_code(tmp_path: Path, monkeypatc
     for method in (wider, other_attack, other_start, other_floor):
         with pytest.raises(ValueError, match="is from other settings"):
             fit(method, X, Y, **USUAL, checkpoint=path)
-    monkeypatch.setattr(training, "code_hash", lambda: "another")
+    monkeypatch.setattr(checkpoints, "code_hash", lambda: "another")
     with pytest.raises(ValueError, match="code = '.*', now 'another'"):
         fit(urkle(), X, Y, **USUAL, checkpoint=path)
 
@@ -701,7 +701,7 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files += 1
         assert len(os.listdir(tmp_path)) == files
         assert run(**change)[2] == 0, change
-    monkeypatch.setattr(training, "code_hash", lambda: "another")
+    monkeypatch.setattr(checkpoints, "code_hash", lambda: "another")
     assert run()[2] == 15
     assert len(os.listdir(tmp_path)) == files + 1
 
