@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -135,3 +137,17 @@ def check_labels(y: Tensor, n: int | None = None, classes: int | None = None, na
         expected = f"in 0 ... {classes - 1}" if classes is not None else "of at least 0"
         raise ValueError(f"{name} has labels from {low} to {high}, expected labels {expected}")
     return y
+
+
+def optional(package: str, extra: str) -> ModuleType:
+    """Import a package that only an extra of robrep installs.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} cannot be imported ({error}), expected it to be installed: pip install 'robrep[{extra}]'"
+        ) from error

@@ -24,10 +24,10 @@ from robrep.checks import check_labels, nonnegative, positive_int
 from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.objectives import as_logits, check_model, own_ids, with_noise
-from robrep.passes import Batches, images_of, integer
+from robrep.passes import Batches, images_of
 from robrep.progress import Progress
-from robrep.random import fold, noise
-from robrep.rates import wilson
+from robrep.random import as_seed, fold, noise
+from robrep.rates import Rate, curve
 from robrep.training import Examples
 
 ABSTAIN = -1
@@ -157,7 +157,7 @@ def votes(
         ValueError, TypeError: an argument out of its range.
         FloatingPointError: the model gives what is not a number.
     """
-    sigma, n, seed = _positive("sigma", sigma), int(positive_int("n", n)), integer("seed", seed)
+    sigma, n, seed = _positive("sigma", sigma), int(positive_int("n", n)), int(as_seed(seed))
     check_model(model)
     ids = torch.arange(len(x)) if ids is None else ids
     if ids.shape != (len(x),):
@@ -252,7 +252,7 @@ def certify(
     Raises:
         ValueError, TypeError: an argument out of its range.
     """
-    alpha, seed = _level(alpha), integer("seed", seed)
+    alpha, seed = _level(alpha), int(as_seed(seed))
     n0, n = int(positive_int("n0", n0)), int(positive_int("n", n))
     # one noise for selection, another for estimation: else the class would be chosen to fit the noise that judges it
     first = votes(model, x, sigma, n0, ids=ids, seed=fold(seed, "select"), batch_size=batch_size).argmax(1)
@@ -280,11 +280,4 @@ def certified_accuracy(certificate: Certificate, y: Tensor, radii: Sequence[floa
     """
     check_labels(y, len(certificate.label))
     right = certificate.label == y.cpu()
-    counts = [int((right & (certificate.radius > nonnegative("radii", r))).sum()) for r in radii]
-    bounds = [wilson(k, len(y)) for k in counts]
-    return {
-        "x": [float(r) for r in radii],
-        "y": [k / len(y) for k in counts],
-        "low": [low for low, _ in bounds],
-        "high": [high for _, high in bounds],
-    }
+    return curve(radii, [Rate(right & (certificate.radius > nonnegative("radii", r))) for r in radii])

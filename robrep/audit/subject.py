@@ -23,7 +23,7 @@ CALLS = 8  # over which a model that does not repeat itself is averaged
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the time of an audit; modes, buffers and the global random states are put back afterwards."""
-    kept = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    kept = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
     states = random.getstate(), np.random.get_state()
     cuda = [device_of(model)] if device_of(model).type == "cuda" else []
     try:
@@ -35,7 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, value in kept:
                 buffer.copy_(value)
-                module._buffers[name] = buffer
+                setattr(module, name, buffer)
 
 
 def column(value: float | Tensor, x: Tensor) -> float | Tensor:
