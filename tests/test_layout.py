@@ -37,7 +37,6 @@ ORDER = [
     {"training"},
     {"passes"},
     {"heads"},
-    {"vulnerability"},
     {"suites"},
     {"evaluation"},
     {"early_stopping"},
@@ -46,7 +45,7 @@ ORDER = [
     {"book"},
 ]
 KIT = [  # the same, within robrep.book
-    {"results"},
+    {"results", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
     {"comparison", "figures"},
