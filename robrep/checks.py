@@ -84,6 +84,18 @@ def nonnegative(name: str, value: float) -> float:
     return float(value)
 
 
+def above_zero(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number above 0.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is 0, negative, infinite or not a number.
+    """
+    if nonnegative(name, value) == 0:
+        raise ValueError(f"{name} is {value}, expected a number above 0")
+    return float(value)
+
+
 def check_images(x: Tensor, name: str = "x") -> Tensor:
     """Return ``x`` if it is a batch of images: floating point, N x C x H x W, N at least 1, finite, in [0, 1].
 

@@ -31,20 +31,9 @@ from robrep.suites import SuiteAttack, as_suite
 from robrep.training import Examples, Precision
 
 __all__ = [
-    "Evaluation",
-    "Rate",
-    "Stage",
-    "Z95",
-    "accuracy",
-    "adversarial_images",
-    "against_radius",
-    "draws_noise",
-    "evaluate",
-    "paired_bootstrap",
-    "predict",
-    "robust_accuracy",
-    "wilson",
-]
+    "Evaluation", "Rate", "Stage", "Z95", "accuracy", "adversarial_images", "against_radius", "draws_noise",
+    "evaluate", "paired_bootstrap", "predict", "robust_accuracy", "wilson",
+]  # fmt: skip
 
 
 class _Judge:

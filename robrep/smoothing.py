@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import attack_mode
-from robrep.checks import check_labels, nonnegative, positive_int
+from robrep.checks import above_zero, check_labels, nonnegative, positive_int
 from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.objectives import as_logits, check_model, own_ids, with_noise
@@ -32,14 +32,6 @@ from robrep.training import Examples
 
 ABSTAIN = -1
 CHUNK = 100  # votes drawn at a time from one stream; another number means other noise
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, expected a number above 0")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}, expected a finite number above 0")
-    return float(value)
 
 
 def _level(alpha: float) -> float:
@@ -109,7 +101,7 @@ class Smoothed(nn.Module):
 
     def __init__(self, model: nn.Module, sigma: float, samples: int = 20) -> None:
         super().__init__()
-        self.model, self.sigma, self.samples = model, _positive("sigma", sigma), int(positive_int("samples", samples))
+        self.model, self.sigma, self.samples = model, above_zero("sigma", sigma), int(positive_int("samples", samples))
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-probabilities (N, C).
@@ -157,7 +149,7 @@ def votes(
         ValueError, TypeError: an argument out of its range.
         FloatingPointError: the model gives what is not a number.
     """
-    sigma, n, seed = _positive("sigma", sigma), int(positive_int("n", n)), int(as_seed(seed))
+    sigma, n, seed = above_zero("sigma", sigma), int(positive_int("n", n)), int(as_seed(seed))
     check_model(model)
     ids = torch.arange(len(x)) if ids is None else ids
     if ids.shape != (len(x),):

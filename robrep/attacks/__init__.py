@@ -22,18 +22,6 @@ from robrep.attacks.square import Square
 from robrep.attacks.threats import L2, Linf, Threat
 
 __all__ = [
-    "APGD",
-    "Adversary",
-    "Attack",
-    "FGSM",
-    "L2",
-    "PGD",
-    "Linf",
-    "Objective",
-    "Square",
-    "Threat",
-    "attack_mode",
-    "batch_objective",
-    "gradient",
-    "random_objective",
-]
+    "APGD", "Adversary", "Attack", "FGSM", "L2", "PGD", "Linf", "Objective", "Square", "Threat", "attack_mode",
+    "batch_objective", "gradient", "random_objective",
+]  # fmt: skip

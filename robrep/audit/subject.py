@@ -38,11 +38,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer)
 
 
-def column(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """A number as it is, one for each image shaped to be multiplied with images."""
-    return value.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) else value
-
-
 class Subject:
     """A model with its images, which the checks name by their rows.
 
