@@ -45,6 +45,7 @@ ORDER = [
     {"book"},
 ]
 KIT = [  # the same, within robrep.book
+    {"files"},
     {"results", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
