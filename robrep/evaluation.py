@@ -460,7 +460,7 @@ class _Store:
         """What was kept of these images: some ids and their x'. A damaged file is set aside, with a warning."""
         for path in sorted(self.folders[number].glob("*.npz")) if number in self.folders else ():
             try:
-                with np.load(path) as kept:
+                with path.open("rb") as file, np.load(file) as kept:
                     known, x_adv = torch.from_numpy(kept["ids"]), torch.from_numpy(kept["x_adv"])
             except (ValueError, EOFError, OSError, KeyError, BadZipFile) as error:
                 path.replace(path.with_suffix(".damaged"))
