@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import attacks
 import autoattack
@@ -43,7 +44,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from robrep import data, steps
 from robrep.attacks import Linf
-from robrep.book import reproduce, results
+from robrep.book import experiment, reproduce, results
 from robrep.checks import positive_int
 from robrep.encoders import ResNetEncoder
 from robrep.evaluation import accuracy
@@ -58,7 +59,6 @@ ROWS = {  # the chapters' rows, in the chapters' own names
     "worst_case_mi": ("worst_case",),
     "cropd": ("cropd",),
 }
-TRAINS = {"cropd": "preprocessor"}  # the chapter's function that trains a row, where it is not called "train"
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("byorl", "full"): {"attack_steps": 4},  # with all 40 this one row takes minutes
     ("simclr_urkle", "smoke"): {"net": "resnet18"},
@@ -113,35 +113,24 @@ def fit(method: nn.Module, x: Tensor, y: Tensor, **options: Any) -> None:
     raise Training(method, x, y, **options)
 
 
-def opened(chapter: str, scale: str) -> dict[str, Any]:
-    """The names of a chapter, with the settings of its own table, up to the function that trains a row."""
-    notebook, changes = reproduce.find_chapter(chapter), CHANGES.get((chapter, scale), {})
-    names: dict[str, Any] = {"__name__": "chapter", **reproduce.defaults(notebook), "SCALE": scale, "SETTINGS": changes}
+def declared(chapter: str, scale: str) -> experiment.Experiment:
+    """A chapter's experiment, with the settings of its own table."""
     with made_up():
-        for cell in reproduce.cells(notebook):
-            if "reproduce" in cell["tags"] and "parameters" not in cell["tags"] and trains(chapter) not in names:
-                exec(compile(cell["source"], f"<{notebook.name}, cell {cell['index']}>", "exec"), names)
-    names["fit"] = fit
-    return names
+        return reproduce.declared(chapter, SCALE=scale, SETTINGS=CHANGES.get((chapter, scale), {}))
 
 
-def trains(chapter: str) -> str:
-    """The chapter's function that trains a row."""
-    return TRAINS.get(chapter, "train")
-
-
-def training(chapter: str, row: str, names: dict[str, Any]) -> Training:
-    """What a row of an opened chapter hands to ``fit``.
+def training(exp: experiment.Experiment, row: str) -> Training:
+    """What a row of a chapter's experiment hands to ``fit``.
 
     Raises:
         ValueError: nothing.
     """
-    try:
-        with made_up():
-            names[trains(chapter)](row, 0, names["settings"])
-    except Training as found:
-        return found
-    raise ValueError(f"row is {row!r}, expected one that {chapter} trains")
+    with made_up(), mock.patch.object(experiment, "fit", fit):
+        try:
+            exp.train_row(experiment.Trial(exp, row, 0, exp.settings))
+        except Training as found:
+            return found
+    raise ValueError(f"row is {row!r}, expected one that {exp.chapter} trains")
 
 
 # --- the floor of a step ----------------------------------------------------------------------------------------------
@@ -321,13 +310,13 @@ def measure_steps(scales: list[str], device: str, runs: int, until: float) -> li
     left, rows = len(scales) * sum(map(len, ROWS.values())), []
     for scale in scales:
         for chapter, named in ROWS.items():
-            names: dict[str, Any] = {}
+            exp: experiment.Experiment | None = None
             for name in named:
                 row = {"chapter": chapter, "row": name, "scale": scale, "changes": CHANGES.get((chapter, scale), {})}
                 share = max(0.0, until - time.monotonic()) / left
                 try:
-                    names = names or opened(chapter, scale)
-                    row |= measure_step(training(chapter, name, names), device, runs, time.monotonic() + share)
+                    exp = exp or declared(chapter, scale)
+                    row |= measure_step(training(exp, name), device, runs, time.monotonic() + share)
                 except Exception as error:  # the other rows are measured all the same
                     row["error"] = in_words(error)
                 rows.append(row)

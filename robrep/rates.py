@@ -78,6 +78,10 @@ class Rate:
         """The rate of the first ``n`` images."""
         return Rate(self.correct[: positive_int("n", n)], self.attack)
 
+    def of(self, index: Tensor) -> Rate:
+        """The rate of the images with these indices."""
+        return Rate(self.correct[index], self.attack)
+
     def to_dict(self) -> dict[str, float | int | str]:
         """What a record keeps: value, low, high, n, attack."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "attack": self.attack}

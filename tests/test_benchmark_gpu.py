@@ -81,15 +81,16 @@ def test_every_row(
 
 def test_settings_are_those_of_the_chapters(gpu: ModuleType) -> None:
     """What a row hands to ``fit`` at full scale, without building anything twice."""
-    names = gpu.opened("vae_urkle", "full")
-    found = gpu.training("vae_urkle", "vae_urkle", names)
-    assert found.method.adversary.attack.steps == names["settings"]["attack_steps"] == 40
-    assert found.options["batch_size"] == names["settings"]["batch_size"] and found.options["precision"] == "auto"
+    exp = gpu.declared("vae_urkle", "full")
+    found = gpu.training(exp, "vae_urkle")
+    assert found.method.adversary.attack.steps == exp.settings.attack_steps == 40
+    assert found.options["batch_size"] == exp.settings.batch_size and found.options["precision"] == "auto"
     assert found.x.dtype == torch.uint8 and found.x.shape[1:] == (1, 28, 28)
     with pytest.raises(KeyError):
-        gpu.training("vae_urkle", "no such row", names)
+        gpu.training(exp, "no such row")
+    exp.training(lambda t: None)
     with pytest.raises(ValueError, match="row is 'vae', expected one that vae_urkle trains"):
-        gpu.training("vae_urkle", "vae", names | {"train": lambda *_: None})
+        gpu.training(exp, "vae")
 
 
 class Attacked(nn.Module):

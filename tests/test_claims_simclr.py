@@ -6,13 +6,10 @@ import statistics
 from pathlib import Path
 
 import pytest
-import torch
 
-from robrep import data
 from robrep.attacks import PGD, Linf
-from robrep.book import results
-from robrep.encoders import ConvEncoder
-from robrep.evaluation import robust_accuracy
+from robrep.book import reproduce, results
+from robrep.evaluation import against_radius
 from robrep.heads import Classifier
 
 SEEDS = (0, 1, 2)
@@ -107,15 +104,14 @@ def test_published_numbers_are_not_answered_by_demo_runs() -> None:
 
 @pytest.mark.slow
 def test_a_saved_model_gives_its_recorded_number(recorded: Path) -> None:
-    record = run("simclr_urkle", 0, recorded)
-    s, d = record.settings, data.load("colour-digits").task("digit")
-    w = s["width"]
-    f = ConvEncoder(3, s["dim"], widths=(w, 2 * w, 2 * w), strides=(2, 2, 1), groups=0)
-    c = torch.nn.Linear(s["dim"], 10)
-    results.load_weights(record, encoder=f, head=c)
-    attack = PGD(s["test_steps"], relative_step=0.1, leave_early=True)
-    again = robust_accuracy(Classifier(f, c), d.x_test[:200], d.y_test[:200], attack, Linf(s["eps"]))
-    assert again.value == pytest.approx(record["robust_few"].value, abs=0.02)
+    """The curve of the record up to the radius of the training, counted again on all test images."""
+    exp = reproduce.declared("simclr_urkle", SCALE="demo", RECORDED=True)
+    t = exp.load("simclr_urkle", scale="demo", seed=0, folder=recorded)
+    attack = PGD(t.s.test_steps, relative_step=t.s.test_step, leave_early=True)
+    model = Classifier(t.n.encoder, t.n.head, samples=t.s.samples)
+    again = against_radius(model, t.d.x_test, t.d.y_test, attack, Linf, [0, 0.5 * t.s.eps, t.s.eps], seed=0)
+    assert t.curves["radius"]["x"][:3] == again["x"]
+    assert again["y"] == pytest.approx(t.curves["radius"]["y"][:3], abs=0.02)
 
 
 def test_photographs(recorded: Path) -> None:

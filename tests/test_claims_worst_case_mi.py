@@ -10,6 +10,7 @@ import torch
 from robrep import data
 from robrep.attacks import APGD, Linf
 from robrep.book import results
+from robrep.book.experiment import Experiment
 from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead
 from robrep.evaluation import accuracy, robust_accuracy
 from robrep.heads import Classifier
@@ -18,8 +19,10 @@ from robrep.suites import ClassifierAttack
 SEEDS = (0, 1, 2)
 
 
-def run(row: str, seed: int, folder: Path) -> results.Run:
-    return results.load_run("worst_case_mi", f"demo-digits-{row}-{seed}", folder=folder)
+def run(row: str, seed: int, folder: Path, dataset: str = "digits") -> results.Run:
+    """Seeds other than 0 have standard heads only."""
+    exp, only = Experiment("worst_case_mi", {"RECORDED": True}), {"kinds": ("standard",)} if seed else {}
+    return exp.find(row, scale="demo", dataset=dataset, seed=seed, folder=folder, **only)
 
 
 def check_gap(plain: results.Run, worst: results.Run) -> None:
@@ -73,7 +76,7 @@ def test_on_mnist_only_a_robust_head_shows_the_difference(root: Path) -> None:
 
 @pytest.mark.parametrize("dim", [2, 20])
 def test_donsker_varadhan_within_ten_percent_up_to_two_nats(root: Path, dim: int) -> None:
-    study = results.load_run("worst_case_mi", "demo-gaussians-dv-0", folder=root / "book" / "results")
+    study = run("dv", 0, root / "book" / "results", "gaussians")
     for truth in (0.5, 1.0, 2.0):
         metric = study[f"mean_{dim}_{truth:g}"]
         assert metric.n == 10

@@ -9,7 +9,7 @@ import pytest
 
 from robrep import suites
 from robrep.attacks import Adversary
-from robrep.book import comparison, results
+from robrep.book import results
 from robrep.book.figures import source
 from robrep.methods import VAEUrkle
 
@@ -34,10 +34,10 @@ def test_the_source_of_a_class_keeps_everything_but_docstrings() -> None:
 
 
 def test_the_source_of_a_variable() -> None:
-    (node,) = ast.parse(source("robrep.book.comparison._METHODS")).body
+    (node,) = ast.parse(source("robrep.suites.SUITES")).body
     assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
-    assert [ast.literal_eval(k) for k in node.value.keys if k] == list(comparison._METHODS)
-    assert source("robrep.suites.SUITES").startswith("SUITES") and suites.SUITES
+    assert [ast.literal_eval(k) for k in node.value.keys if k] == list(suites.SUITES)
+    assert source("robrep.book.comparison.ROWS").startswith("ROWS: dict[str, Row] = {")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from robrep.book import reproduce
+from robrep.book.experiment import table
 from robrep.book.parameters import check, checked, convert
 from robrep.book.site.run import ChapterError, check_parameters
 
@@ -144,13 +145,15 @@ def test_the_ways_in_agree() -> None:
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_chapter_checks_its_parameters_before_anything_else(chapter: str) -> None:
-    """Cells up to the table run with wrong parameters, as papermill would write them, and end in one sentence."""
+    """Cells up to the experiment run with wrong parameters, as papermill would write them, and end in one sentence."""
     notebook = ROOT / "book" / f"{chapter}.ipynb"
     cells = [cell["source"] for cell in reproduce.cells(notebook) if "reproduce" in cell["tags"]]
-    (at,) = [i for i, source in enumerate(cells) if "checked(globals(), TABLE)" in source]
-    assert at == 1 and not re.search(r"\b(fit|train|data\.load)\(", cells[0] + cells[1].partition("checked(")[0])
+    (at,) = [i for i, source in enumerate(cells) if f'exp = Experiment("{chapter}", globals())' in source]
+    before = "".join(cells[:at]) + cells[at].partition("Experiment(")[0]
+    assert not re.search(r"\b(fit|train|data\.load)\(", before)
     namespace = {"__name__": "__main__", **reproduce.defaults(notebook)}
-    exec(cells[0], namespace)
+    for source in cells[:at]:
+        exec(source, namespace)
     for name, value, message in (
         ("SEED", 1.5, "SEED is 1.5"),
         ("SETTINGS", "epochs", "SETTINGS is 'epochs'"),
@@ -158,24 +161,21 @@ def test_every_chapter_checks_its_parameters_before_anything_else(chapter: str) 
         ("RECORDED", "maybe", "RECORDED is 'maybe'"),
     ):
         with pytest.raises(ValueError, match=message):
-            exec(cells[1], {**namespace, name: value})
+            exec(cells[at], {**namespace, name: value})
     given = {"RECORDED": "no", "SEED": "1", "SETTINGS": '{"eps": 0.05}', "SCALE": "smoke"}
-    exec(cells[1], namespace := {**namespace, **given})
-    assert namespace["RECORDED"] is False and namespace["SEED"] == 1 and namespace["settings"]["eps"] == 0.05
+    exec(cells[at], namespace := {**namespace, **given})
+    exp = namespace["exp"]
+    assert exp.recorded is False and exp.seed == 1 and exp.settings.eps == 0.05
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_setting_is_of_a_kind_that_its_line_takes(chapter: str) -> None:
     """What stands in a table may be given by hand, as it is or as text."""
-    cells = [cell["source"] for cell in reproduce.cells(ROOT / "book" / f"{chapter}.ipynb")]
-    source = next(source for source in cells if "TABLE = {" in source)
-    namespace: dict[str, Any] = {}
-    exec(source.partition("globals().update")[0], namespace)
-    table = namespace["TABLE"]
-    for name, line in table.items():
+    lines = {name: tuple(line.values.values()) for name, line in table(chapter).items()}
+    for name, line in lines.items():
         for value in line:
             for given in (value, json.loads(json.dumps(value)), repr(value) if not isinstance(value, str) else value):
-                assert checked({"SETTINGS": {name: given}}, table)["SETTINGS"] == {name: value}
+                assert checked({"SETTINGS": {name: given}}, lines)["SETTINGS"] == {name: value}
 
 
 def test_a_record_that_could_not_be_written_stops_a_run_before_it_trains(

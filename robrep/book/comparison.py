@@ -1,4 +1,4 @@
-"""All methods of the book side by side: built by name around one encoder, paid for in one unit.
+"""What a method of the book costs, in a unit that no machine changes.
 
 The unit is the *pass*: one image through the encoder, forward and back, for whatever purpose: training step, attack or
 moving target. A forward without a backward is half a pass. Decoders, projectors and critics are not counted.
@@ -6,45 +6,13 @@ moving target. A forward without a backward is half a pass. Decoders, projectors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 
-from robrep.attacks import FGSM, PGD, Threat
-from robrep.augmentations import Augmentation
 from robrep.checks import one_of, positive_int
-from robrep.encoders import (
-    ConvDecoder,
-    ConvEncoder,
-    Critic,
-    MaskedAutoEncoder,
-    MeanCode,
-    NormMLP,
-    Projector,
-    ResNetEncoder,
-)
-from robrep.foundation import FrozenFoundation
 from robrep.gaussians import Gaussian
-from robrep.methods import (
-    AETRADES,
-    BYOL,
-    BYORL,
-    TRADES,
-    AdversarialTraining,
-    CRoPD,
-    GaussianVAE,
-    InfoMax,
-    RoCL,
-    SimCLR,
-    SimCLRUrkle,
-    SmoothEncoder,
-    Supervised,
-    VAEUrkle,
-    WorstCaseInfoMax,
-)
 
 
 class Row(NamedTuple):
@@ -67,7 +35,7 @@ class Row(NamedTuple):
     gaussian: bool = False
 
 
-#: Every row, references first in each group. The numbers of passes are held against hooks by a test.
+#: Every row, references first in each group. The chapter's training compares these numbers with a :class:`Counter`'s.
 ROWS: dict[str, Row] = {
     "supervised": Row("Standard", "labels", False, 0, 1),
     "at": Row("AT", "labels", True, 1, 1),
@@ -85,7 +53,6 @@ ROWS: dict[str, Row] = {
     "worst_case_infomax": Row("Worst-case InfoMax", "information", True, 1, 1.5),
     "cropd": Row("CRoPD", "frozen", True, 1, 2.5),
 }
-ENCODERS = ("conv", "resnet18")
 
 
 def passes(row: str, steps: int) -> float:
@@ -134,154 +101,7 @@ class Counter:
         self.forward += n
         parts = [part for part in (output if isinstance(output, Gaussian) else (output,)) if part.requires_grad]
         if parts:
-            torch.autograd.graph.register_multi_grad_hook(parts, partial(self._back, n), mode="any")
+            autograd.graph.register_multi_grad_hook(parts, partial(self._back, n), mode="any")
 
     def _back(self, n: int, grad: Tensor) -> None:
         self.backward += n
-
-
-class Built(NamedTuple):
-    """A row ready to be trained.
-
-    Attributes:
-        method: for :func:`robrep.training.fit`.
-        encoder: images to the codes (N, D) that are evaluated, a deterministic module; for a Gaussian code its mean.
-        counted: the modules whose passes count.
-    """
-
-    method: nn.Module
-    encoder: nn.Module
-    counted: tuple[nn.Module, ...]
-
-
-def new_encoder(s: Mapping[str, Any], channels: int, gaussian: bool) -> nn.Module:
-    """The common encoder; a Gaussian one differs in its last layer alone.
-
-    Args:
-        s: settings ``net`` ("conv" or "resnet18"), ``widths``, ``strides`` (of "conv") or ``width`` (of "resnet18"),
-            ``dim`` and ``start_scale``, what a Gaussian code's scale starts at before its softplus.
-        channels: channels of the images.
-        gaussian: give a ``Gaussian``.
-
-    Raises:
-        ValueError: no such net.
-    """
-    if one_of("net", s["net"], ENCODERS) == "resnet18":
-        f: Any = ResNetEncoder(18, gaussian=gaussian, width=s["width"], dim=s["dim"], channels=channels)
-    else:
-        f = ConvEncoder(
-            channels, s["dim"], gaussian=gaussian, widths=s["widths"], strides=s["strides"], groups=s["groups"]
-        )
-    if gaussian:
-        nn.init.constant_(f.code.bias[f.dim :], s["start_scale"])
-    return f
-
-
-def build(
-    row: str,
-    seed: int,
-    shape: tuple[int, int, int],
-    classes: int,
-    s: Mapping[str, Any],
-    threat: Threat,
-    augment: Augmentation,
-    foundation: nn.Module | None = None,
-) -> Built:
-    """One row's networks with the weights of ``seed``, and its method around them, from ``robrep.methods``.
-
-    Args:
-        row: a name of :data:`ROWS`.
-        seed: of the initial weights. All rows draw the encoder first; those with a plain code start from the same one.
-        shape: (C, H, W) of the images.
-        classes: number of classes of the supervised rows' heads.
-        s: settings, by the names of the chapter's table.
-        threat: the ball of all attacks.
-        augment: makes the views of the rows that need some; the others see images as they are.
-        foundation: images to codes, for "cropd" alone: the encoder that is left as it is.
-
-    Raises:
-        ValueError: an unknown row, or a foundation that is missing or not asked for.
-    """
-    r = ROWS[one_of("row", row, ROWS)]
-    if (foundation is None) == (row == "cropd"):
-        raise ValueError(f"foundation is {foundation and type(foundation).__name__}, expected one for 'cropd' alone")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if foundation is not None:
-            auto = MaskedAutoEncoder.named(s["preprocessor"], shape[1], shape[0], pool=s["pool"])
-            projector = Projector(auto.dim, s["hidden"], s["projection"])
-            method: nn.Module = CRoPD(auto, projector, FGSM(), threat, weight=s["weight_cropd"])
-            return Built(method, nn.Sequential(auto, FrozenFoundation(None, foundation)), (auto.embed,))
-        f = new_encoder(s, shape[0], r.gaussian)
-        method = _METHODS[row](_Parts(f, shape, classes, s, threat, augment, PGD(s["attack_steps"])))
-    encoder = MeanCode(f) if r.gaussian else f
-    return Built(method, encoder, (f, method.target[0]) if isinstance(method, BYOL) else (f,))
-
-
-class _Parts:
-    """What the constructors below are fed with: networks are made when they are asked for."""
-
-    def __init__(
-        self,
-        f: nn.Module,
-        shape: tuple[int, int, int],
-        classes: int,
-        s: Mapping[str, Any],
-        threat: Threat,
-        augment: Augmentation,
-        attack: PGD,
-    ) -> None:
-        self.f, self.shape, self.classes, self.s = f, shape, classes, s
-        self.threat, self.augment, self.attack, self.dim = threat, augment, attack, int(f.dim)  # type: ignore[arg-type]
-
-    @property
-    def head(self) -> nn.Module:
-        return nn.Linear(self.dim, self.classes)
-
-    @property
-    def decoder(self) -> nn.Module:
-        return ConvDecoder(self.shape, self.dim, widths=self.s["decoder_widths"])
-
-    @property
-    def projector(self) -> nn.Module:
-        return Projector(self.dim, self.s["hidden"], self.s["projection"])
-
-    @property
-    def norm_mlps(self) -> tuple[nn.Module, nn.Module]:
-        hidden, out = self.s["hidden_byol"], self.s["projection"]
-        return NormMLP(self.dim, hidden, out), NormMLP(out, hidden, out)
-
-    @property
-    def critic(self) -> nn.Module:
-        widths = self.s["critic_widths"]
-        return Critic(self.shape, self.dim, widths=widths, units=self.s["units"], whole=True)
-
-    @property
-    def information_attack(self) -> PGD:  # as the released code: from the image itself, best iterate
-        return PGD(self.attack.steps, random_start=False, keep="best")
-
-
-_METHODS: dict[str, Callable[[_Parts], nn.Module]] = {
-    "supervised": lambda p: Supervised(p.f, p.head),
-    "at": lambda p: AdversarialTraining(p.f, p.head, p.attack, p.threat),
-    "trades": lambda p: TRADES(p.f, p.head, p.attack, p.threat, p.s["beta_trades"]),
-    "vae": lambda p: GaussianVAE(p.f, p.decoder, p.s["variance"]),
-    "ae_trades": lambda p: AETRADES(p.f, p.decoder, p.attack, p.threat, p.s["beta_ae_trades"]),
-    "vae_urkle": lambda p: VAEUrkle(p.f, p.decoder, p.attack, p.threat, p.s["beta_vae_urkle"]),
-    "smooth_encoder": lambda p: SmoothEncoder(p.f, p.decoder, p.attack, p.threat, p.s["gamma"], p.s["variance"]),
-    "simclr": lambda p: SimCLR(p.f, p.projector, p.augment, temperature=p.s["temperature"]),
-    "rocl": lambda p: RoCL(p.f, p.projector, p.augment, p.attack, p.threat, temperature=p.s["temperature"]),
-    "simclr_urkle": lambda p: SimCLRUrkle(
-        p.f,
-        p.projector,
-        p.augment,
-        p.attack,
-        p.threat,
-        beta_robust=p.s["beta_simclr_urkle"],
-        temperature=p.s["temperature"],
-    ),
-    "byol": lambda p: BYOL(p.f, *p.norm_mlps, p.augment, base_rate=p.s["base_rate"]),
-    "byorl": lambda p: BYORL(p.f, *p.norm_mlps, p.augment, p.attack, p.threat, base_rate=p.s["base_rate"]),
-    "infomax": lambda p: InfoMax(p.f, p.critic, "js"),
-    "worst_case_infomax": lambda p: WorstCaseInfoMax(p.f, p.critic, p.information_attack, p.threat, "js"),
-}

@@ -10,6 +10,7 @@ import ast
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -40,8 +41,8 @@ def check(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
 def checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The parameters in a chapter's namespace as the values that are meant; where records go, they can be written.
 
-    ``globals().update(checked(globals(), TABLE))`` is the first thing that a chapter does with its parameters, since
-    papermill writes into a notebook whatever it is given.
+    An :class:`~robrep.book.experiment.Experiment` begins with it, since papermill writes into a notebook whatever it is
+    given.
 
     Args:
         namespace: where the parameters are looked for, by the names that chapters give them.
@@ -70,7 +71,7 @@ def _checked(namespace: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) -
             raise ValueError(f"parameter is {name!r}, which no chapter has (did you mean {close[0]!r}?)")
     found = {name: rule(name, namespace[name]) for name, rule in _RULES.items() if name in namespace}
     for name, value in found.get("SETTINGS", {}).items():
-        found["SETTINGS"][name] = _like(f"SETTINGS[{name!r}]", value, table[one_of("SETTINGS", name, table)])
+        found["SETTINGS"][name] = like(f"SETTINGS[{name!r}]", value, table[one_of("SETTINGS", name, table)])
     return found
 
 
@@ -164,6 +165,19 @@ def _scale(name: str, value: Any) -> str:
     return one_of(name, value, SCALES)
 
 
+def share_of(value: str) -> tuple[int, int]:
+    """ "2/8" as (2, 8): the second of eight parts."""
+    part, parts = value.split("/")
+    return int(part), int(parts)
+
+
+def _part(name: str, value: Any) -> str:
+    text = str(value).replace(" ", "")
+    if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", text) or share_of(text)[0] > share_of(text)[1]:
+        raise _refuse(name, value, "the part of all runs to make, such as 1/4")
+    return text
+
+
 def _names(name: str, value: Any) -> str:
     many = value if isinstance(value, list | tuple) else [value]
     return ",".join(part.strip() for each in many for part in _text(name, each).split(","))
@@ -173,8 +187,12 @@ def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def _like(name: str, value: Any, line: Sequence[Any]) -> Any:
-    """A setting of one of the kinds that its line in the table holds."""
+def like(name: str, value: Any, line: Sequence[Any]) -> Any:
+    """A setting of one of the kinds that its line in the table holds.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
     kinds = {float if isinstance(v, Real) and not isinstance(v, bool) else type(v) for v in line}
     found = _tuple(value if kinds == {str} else _read(value))
     if kinds == {bool}:
@@ -196,4 +214,5 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "SETTINGS": _mapping,
     "SWEEP": _truth,
     "RECORDED": _truth,
+    "PART": _part,
 }

@@ -7,6 +7,7 @@ those cells in order, as a plain script: what is recorded is what the chapter co
 
     python -m robrep.book.reproduce vae_urkle SCALE=lite
     torchrun --nproc-per-node 4 -m robrep.book.reproduce vae_urkle SCALE=full ROWS=vae_urkle
+    python -m robrep.book.reproduce vae_urkle SWEEP=yes PART=1/4        # a quarter of the recorded sweeps
 
 What would that cost on this machine? With ``STEPS=N`` the first training of a row makes N steps and stops, and what
 they cost is said and recorded (see :func:`try_out`)::
@@ -17,6 +18,7 @@ they cost is said and recorded (see :func:`try_out`)::
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import sys
@@ -26,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robrep.book.experiment import Experiment
 from robrep.book.parameters import ParameterError, check
 from robrep.checks import one_of
 
@@ -86,7 +89,7 @@ def defaults(notebook: Path) -> dict[str, Any]:
             (target,) = statement.targets
             if isinstance(target, ast.Name):
                 values[target.id] = ast.literal_eval(statement.value)
-    return values
+    return ({"PART": "1/1"} if "SWEEP" in values else {}) | values  # a share of the sweeps; no notebook asks for it
 
 
 def parse(arguments: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +120,20 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     _run(find_chapter(chapter), parameters, namespace)
     return namespace
+
+
+def declared(chapter: str, **parameters: Any) -> Experiment:
+    """The experiment of ``chapter`` with all that it declares, before anything is trained: its marked cells up to the
+    one that calls ``exp.train``.
+
+    Raises:
+        As :func:`reproduce`; ValueError too if no marked cell makes an experiment called ``exp``.
+    """
+    namespace: dict[str, Any] = {}
+    _run(find_chapter(chapter), parameters, namespace, until="exp.train(")
+    if "exp" not in namespace:
+        raise ValueError(f"chapter is {chapter!r}, expected one whose cells make an experiment called exp")
+    return namespace["exp"]
 
 
 def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
@@ -151,10 +168,9 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     namespace: dict[str, Any] = {}
     with first_steps(steps) as seen:
         _run(notebook, parameters, namespace)
+    exp: Experiment = namespace["exp"]
     n, seconds, peak = len(seen.losses), seen.fastest, results.peak_memory()
-    changed = (f"-{setting}={value}" for setting, value in parameters.get("SETTINGS", {}).items())
-    variant = re.sub(r"[^\w.=-]+", "_", row + "".join(changed))
-    name = results.run_name(namespace["SCALE"], namespace["dataset"].name, "first_steps", namespace["SEED"], variant)
+    s, d, row_and_changes = exp.settings, exp.data(), "-".join(filter(None, [row, exp.settings.variant()]))
     metrics = {
         "seconds": {"value": seconds, "unit": "s"},
         "steps": float(seen.total),
@@ -162,17 +178,18 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
         "peak": {"value": peak, "unit": "MiB"},
         "before": {"value": before, "unit": "MiB"},
     }
+    variant = re.sub(r"[^\w.=-]+", "_", row_and_changes)
     path = results.record(
         notebook.stem,
-        name,
-        scale=namespace["SCALE"],
+        results.run_name(exp.scale, d.dataset.name, "first_steps", exp.seed, variant),
+        scale=exp.scale,
         row="first_steps",
         variant=variant,
-        seed=namespace["SEED"],
-        settings=namespace["settings"],
+        seed=exp.seed,
+        settings=s.plain(),
         metrics=metrics,
         curves={"loss": {"x": [float(i) for i in range(1, n + 1)], "y": seen.losses}},
-        data=results.data_facts(namespace["dataset"], n_train=len(namespace["x_train"])),
+        data=results.data_facts(d.dataset, n_train=len(d.x_train)),
         minutes=sum(seen.seconds) / 60,
     )
     losses = ", ".join(f"{loss:.4g}" for loss in seen.losses)
@@ -183,15 +200,15 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     return path
 
 
-def _run(notebook: Path, parameters: Mapping[str, Any], namespace: dict[str, Any]) -> None:
-    """Run the marked cells of a notebook in ``namespace``."""
+def _run(notebook: Path, parameters: Mapping[str, Any], namespace: dict[str, Any], until: str = "\0") -> None:
+    """Run the marked cells of a notebook in ``namespace``, or those before the first that holds ``until``."""
     known = defaults(notebook)
     parameters = check(parameters, known)
     marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"] and "parameters" not in cell["tags"]]
     if not marked:
         raise ValueError(f"{notebook} has no cell tagged 'reproduce'")
     namespace.update({"__name__": "__main__", **known, **parameters})
-    for cell in marked:
+    for cell in itertools.takewhile(lambda cell: until not in cell["source"], marked):
         name = f"<{notebook.name}, cell {cell['index']}>"
         try:
             exec(compile(cell["source"], name, "exec"), namespace)

@@ -15,8 +15,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robrep import data
-from robrep.attacks import Linf
-from robrep.augmentations import digit_augmentation
 from robrep.book import comparison, results
 from robrep.book.lab.describe import gaussian, layers, tensors
 from robrep.encoders import (
@@ -29,6 +27,7 @@ from robrep.encoders import (
     MLPHead,
 )
 from robrep.files import cache_root
+from robrep.foundation import FrozenFoundation
 from robrep.gaussians import Gaussian
 from robrep.heads import encode
 
@@ -131,12 +130,13 @@ def _cropd(row: str, s: Mapping[str, Any], shape: tuple[int, int, int]) -> Built
 
 
 def _compared(row: str, s: Mapping[str, Any], shape: tuple[int, int, int]) -> Built:
-    ball: Any = Linf(s["eps"])
-
-    def built(name: str, foundation: nn.Module | None = None) -> nn.Module:
-        return comparison.build(name, 0, shape, 10, s, ball, digit_augmentation(), foundation).encoder
-
-    return {"encoder": built(row, built("simclr") if row == "cropd" else None)}, ("head", nn.Linear(s["dim"], 10)), 0
+    gaussian = comparison.ROWS[row].gaussian
+    f = ConvEncoder(shape[0], s["dim"], gaussian=gaussian, widths=s["widths"], strides=s["strides"], groups=s["groups"])
+    encoder: nn.Module = MeanCode(f) if gaussian else f
+    if row == "cropd":
+        cleaner = MaskedAutoEncoder.named(s["preprocessor"], shape[1], shape[0], pool=s["pool"])
+        encoder = nn.Sequential(cleaner, FrozenFoundation(None, f))
+    return {"encoder": encoder}, ("head", nn.Linear(s["dim"], 10)), 0
 
 
 #: A chapter's networks from a record's row, settings and image shape, as its notebook makes them.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -54,6 +54,7 @@ class Run:
     weights: str | None
     weights_sha256: str | None
     path: Path = field(repr=False)
+    read: list[str] | None = None  # the settings that the run read; None where it was not noted
     payload: bytes | None = field(default=None, repr=False, compare=False)  # the weights' file, from ``load_run``
 
     def metric(self, name: str) -> Metric:
@@ -155,6 +156,7 @@ def record(
     variant: str = "",
     curves: Mapping[str, Mapping[str, Any]] | None = None,
     modules: Mapping[str, nn.Module] | None = None,
+    read: Iterable[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write one run as ``<folder>/<chapter>/<run>.json``, and its weights beside it.
@@ -181,6 +183,7 @@ def record(
         curves: name to lists ``x``, ``y`` and optionally ``low``, ``high`` of one length, and labels (text).
         modules: networks to keep, for example ``{"encoder": encoder, "head": head}``; floating tensors are stored as
             float16, together at most 2 MB.
+        read: the settings that the run read, where that is known: others made no difference.
         folder: where to write instead of :func:`live_folder`.
 
     Returns:
@@ -214,6 +217,7 @@ def record(
         "variant": variant,
         "seed": plain(seed, "seed"),
         "settings": settings,
+        **({} if read is None else {"read": sorted(read)}),
         "data": plain(data, "data"),
         "metrics": {name: Metric.of(m, f"metrics.{name}").to_dict() for name, m in metrics.items()},
         "curves": plain(curves or {}, "curves"),

@@ -53,6 +53,7 @@ RECORD = {
     "variant": _TEXT,
     "seed": _COUNT,
     "settings": _Field((dict,)),
+    "read": _Field((list,), True),
     "data": _Field((dict,)),
     "metrics": _Field((dict,)),
     "curves": _Field((dict,)),
