@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import L2, Linf, Threat, attack_mode
 from robrep.checks import check_images, check_labels, looking, one_of
-from robrep.files import atomic_write, code_hash, digest
+from robrep.files import atomic_write, code_hash, digest, set_aside
 from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.identity import identity
@@ -463,8 +463,7 @@ class _Store:
                 with path.open("rb") as file, np.load(file) as kept:
                     known, x_adv = torch.from_numpy(kept["ids"]), torch.from_numpy(kept["x_adv"])
             except (ValueError, EOFError, OSError, KeyError, BadZipFile) as error:
-                path.replace(path.with_suffix(".damaged"))
-                warnings.warn(f"{path} is damaged ({error}): it was set aside, and is computed anew", stacklevel=5)
+                set_aside(path, error)
                 continue
             wanted = torch.isin(known, ids)
             if wanted.any():
