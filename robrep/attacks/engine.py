@@ -178,36 +178,6 @@ class Problem:
     place: Tensor
     sums: Tensor
 
-    @classmethod
-    def of(
-        cls,
-        objective: Objective,
-        x: Tensor,
-        threat: Threat,
-        given: tuple[Any, ...],
-        ids: Tensor | None,
-        seed: Seed,
-        start: Tensor | None,
-        leave_early: bool,
-    ) -> Problem:
-        """Check what an attack was called with.
-
-        Raises:
-            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], ``ids`` has another length or ``start``
-                another shape; early leaving is asked for and the examples of the batch depend on each other.
-        """
-        x = check_images(x).detach()
-        place = torch.arange(len(x), device=x.device)
-        ids = place if ids is None else ids.to(x.device)
-        check_count("ids", ids, x)
-        if start is not None and check_images(start, "start").shape != x.shape:
-            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
-        if leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
-            why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
-            raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
-        sums = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        return cls(objective, x, threat, given, ids, seed, start, leave_early, place, sums)
-
     def take(self, index: Tensor) -> Problem:
         """Some of the examples, by a mask."""
         return replace(
@@ -364,11 +334,23 @@ class Search:
             x', detached, of the shape and dtype of ``x``, inside the ball (to 1e-6) and in [0, 1].
 
         Raises:
-            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], or the objective's result is malformed.
+            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], ``ids`` or ``start`` do not fit it, the
+                objective's result is malformed, or early leaving is asked for where the batch's examples depend on each
+                other.
             FloatingPointError: the objective's gradient is not finite. On an accelerator, and in training after the
                 first step, nothing is raised: the host would have to wait. Such an image comes back as NaN.
         """
-        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
+        x = check_images(x).detach()
+        place = torch.arange(len(x), device=x.device)
+        ids = place if ids is None else ids.to(x.device)
+        check_count("ids", ids, x)
+        if start is not None and check_images(start, "start").shape != x.shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
+        if self.leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
+            why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
+            raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
+        sums = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        problem = Problem(objective, x, threat, given, ids, seed, start, self.leave_early, place, sums)
         best = Best(problem.x, first=self.leave_early)
         for restart, todo in problem.runs(best, self.restarts):
             self.climb(todo, best, restart)
