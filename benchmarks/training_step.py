@@ -94,7 +94,7 @@ def byorl_floor(method: BYORL, x: Tensor, steps: int) -> None:
     with attack_mode(method.encoder, method.projector, method.predictor, batch_norm="batch"):
         for _ in range(2):
             climb(method.predict, x, steps)
-            if isinstance(method.attack, APGD):
+            if isinstance(method.adversary.attack, APGD):
                 with torch.no_grad():
                     method.predict(x)
     (method.predict(x).float().sum() + method.predict(x).float().sum()).backward()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -82,6 +84,18 @@ def nonnegative(name: str, value: float) -> float:
     return float(value)
 
 
+def above_zero(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number above 0.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is 0, negative, infinite or not a number.
+    """
+    if nonnegative(name, value) == 0:
+        raise ValueError(f"{name} is {value}, expected a number above 0")
+    return float(value)
+
+
 def check_images(x: Tensor, name: str = "x") -> Tensor:
     """Return ``x`` if it is a batch of images: floating point, N x C x H x W, N at least 1, finite, in [0, 1].
 
@@ -135,3 +149,17 @@ def check_labels(y: Tensor, n: int | None = None, classes: int | None = None, na
         expected = f"in 0 ... {classes - 1}" if classes is not None else "of at least 0"
         raise ValueError(f"{name} has labels from {low} to {high}, expected labels {expected}")
     return y
+
+
+def optional(package: str, extra: str) -> ModuleType:
+    """Import a package that only an extra of robrep installs.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} cannot be imported ({error}), expected it to be installed: pip install 'robrep[{extra}]'"
+        ) from error

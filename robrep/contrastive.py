@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robrep.checks import nonnegative, one_of
+from robrep.checks import above_zero, one_of
 from robrep.gaussians import full_precision, upcast
 
 Denominator = Literal["all_but_self", "negatives_only"]
@@ -46,8 +46,7 @@ def nt_xent(
     Source: Chen et al. 2020, eq. 1; Nguyen et al. 2022, eq. 9, with the minus-log that its print lacks.
     """
     one_of("denominator", denominator, DENOMINATORS)
-    if not nonnegative("temperature", temperature):
-        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    above_zero("temperature", temperature)
     shapes = [tuple(v.shape) for v in views]
     if len(views) < 2 or len(set(shapes)) > 1 or len(shapes[0]) != 2:
         raise ValueError(f"views has shapes {shapes}, expected at least two of one shape (N, D)")
@@ -90,8 +89,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
 
     Source: Liu et al. 2025, eq. 1 and below; one parenthesis of its appendix is misplaced, tau divides the similarity.
     """
-    if not nonnegative("temperature", temperature):
-        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    above_zero("temperature", temperature)
     if clean.ndim != 2 or clean.shape != adversarial.shape:
         came = f"{tuple(clean.shape)} and {tuple(adversarial.shape)}"
         raise ValueError(f"clean and adversarial have shapes {came}, expected one shape (N, D)")

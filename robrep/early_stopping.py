@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode
+from robrep.attacks import Attack, Threat, attack_mode
 from robrep.checkpoints import fingerprint
 from robrep.checks import positive_int
 from robrep.evaluation import robust_accuracy
 from robrep.heads import AdversarialHead, Classifier, device_of, encode, gradients_disabled
 from robrep.methods import Supervised
-from robrep.regularizers import Attack
 from robrep.training import Examples, History, fit
 
 

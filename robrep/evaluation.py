@@ -10,40 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robrep.attacks import L2, Linf, Threat, attack_mode
-from robrep.attacks.threats import check_count
 from robrep.checks import check_images, check_labels, looking, one_of
-from robrep.files import atomic_write, code_hash, digest
+from robrep.files import atomic_write, code_hash, digest, set_aside
 from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.identity import identity
 from robrep.objectives import check_model, draws_noise, predict, samplers, samples_of
-from robrep.passes import Batches, Processes, autocast, images_of, integer, normal, random_state, true_float32
+from robrep.passes import Batches, Processes, autocast, images_of, normal, random_state, true_float32
 from robrep.progress import Progress
-from robrep.random import fold
-from robrep.rates import Z95, Rate, paired_bootstrap, wilson
+from robrep.random import as_seed, fold
+from robrep.rates import Z95, Rate, curve, paired_bootstrap, wilson
 from robrep.suites import SuiteAttack, as_suite
 from robrep.training import Examples, Precision
 
 __all__ = [
-    "Evaluation",
-    "Rate",
-    "Stage",
-    "Z95",
-    "accuracy",
-    "adversarial_images",
-    "against_radius",
-    "draws_noise",
-    "evaluate",
-    "paired_bootstrap",
-    "predict",
-    "robust_accuracy",
-    "wilson",
-]
+    "Evaluation", "Rate", "Stage", "Z95", "accuracy", "adversarial_images", "against_radius", "draws_noise",
+    "evaluate", "paired_bootstrap", "predict", "robust_accuracy", "wilson",
+]  # fmt: skip
 
 
 class _Judge:
@@ -128,7 +118,7 @@ def accuracy(model: nn.Module, x: Examples, y: Tensor, *, seed: int = 0, batch_s
         TypeError, ValueError: images or labels that do not fit, a model that gives no logits, or is on several devices.
     """
     with torch.inference_mode(False), attack_mode(model):
-        return Rate(_Judge(model, x, y, integer("seed", seed), batch_size).right(torch.arange(len(x))))
+        return Rate(_Judge(model, x, y, int(as_seed(seed)), batch_size).right(torch.arange(len(x))))
 
 
 def adversarial_images(
@@ -168,7 +158,7 @@ def adversarial_images(
     x, y, ids = (t.to(device) for t in (x, y, torch.arange(len(x)) if ids is None else ids))
     with torch.inference_mode(False), attack_mode(model), autocast(device, precision):
         images = upcast(normal(x)).contiguous()
-        return one.run(model, images, normal(y), threat, ids=normal(ids), seed=fold(integer("seed", seed), "attack"))
+        return one.run(model, images, normal(y), threat, ids=normal(ids), seed=fold(int(as_seed(seed)), "attack"))
 
 
 @dataclass(frozen=True)
@@ -221,22 +211,10 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers and words for a record, without the images."""
-        stages = [
-            {
-                "name": s.name,
-                "attack": s.attack,
-                "attacked": s.attacked,
-                "broken": s.broken,
-                "robust": s.robust.to_dict(),
-                "seconds": s.seconds,
-                "refused": s.refused,
-            }
-            for s in self.stages
-        ]
         return {
             "clean": self.clean.to_dict(),
             "robust": self.robust.to_dict(),
-            "stages": stages,
+            "stages": [vars(s) | {"robust": s.robust.to_dict()} for s in self.stages],
             "split": self.split,
             "threat": self.threat,
             "mean_code": self.mean_code and self.mean_code.to_dict(),
@@ -316,14 +294,11 @@ def evaluate(
         FloatingPointError: the model gives logits that are not a number, or an attack meets such a gradient.
         torch.OutOfMemoryError: memory runs out with a single image.
     """
-    suite, seed, processes = as_suite(attacks), integer("seed", seed), Processes(spread)
+    suite, seed, processes = as_suite(attacks), int(as_seed(seed)), Processes(spread)
     one_of("precision", precision, get_args(Precision))
     n, join = len(x), processes.join
     judge = _Judge(model, x, y, seed, batch_size)
-    if after is not None and after.n != n:
-        raise ValueError(f"after is a rate of {after.n} images, expected {n}, one for each of x")
-    if isinstance(threat.eps, Tensor):
-        check_count("eps", threat.eps, y)
+    _check_rows(n, after, threat)
     mine, device = processes.share(torch.arange(n)), judge.device
     if processes.world > 1:
         words = re.sub(" at 0x[0-9a-f]+", "", f"{[str(a) for a in suite]} {threat}")
@@ -389,12 +364,6 @@ def evaluate(
                     why,
                 )
             )
-    mean_code = getattr(model, "mean_code", None) if keep and draws_noise(model) else None
-    if mean_code is not None:
-        right = torch.zeros(n, dtype=torch.bool)
-        with attack_mode(mean_code):
-            right[mine] = _Judge(mean_code, x, y, seed, judge.batches.size).right(mine, x_adv[mine])  # type: ignore[index]
-        mean_code = Rate(join(right))
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
     return Evaluation(
         clean=Rate(join(clean)),
@@ -403,9 +372,27 @@ def evaluate(
         x_adv=x_adv if x_adv is None else join(x_adv),
         split=split,
         threat=str(threat),
-        mean_code=mean_code,
+        mean_code=None if x_adv is None else _of_mean_code(judge, x_adv, mine, join),
         unconfirmed=int(join((doubtful & alive).sum())),
     )
+
+
+def _check_rows(n: int, after: Rate | None, threat: Threat) -> None:
+    if after is not None and after.n != n:
+        raise ValueError(f"after is a rate of {after.n} images, expected {n}, one for each of x")
+    if isinstance(threat.eps, Tensor) and len(threat.eps) != n:
+        raise ValueError(f"eps has {len(threat.eps)} rows, expected {n}, one for each image")
+
+
+def _of_mean_code(judge: _Judge, x_adv: Tensor, mine: Tensor, join: Callable[[Tensor], Tensor]) -> Rate | None:
+    """The accuracy on x' of the mean code of a model that samples; None of another model."""
+    mean_code = getattr(judge.model, "mean_code", None) if draws_noise(judge.model) else None
+    if mean_code is None:
+        return None
+    right = torch.zeros(len(judge.x), dtype=torch.bool)
+    with attack_mode(mean_code):
+        right[mine] = _Judge(mean_code, judge.x, judge.y, judge.seed, judge.batches.size).right(mine, x_adv[mine])
+    return Rate(join(right))
 
 
 def _all_images(x: Examples) -> Tensor:
@@ -471,16 +458,12 @@ class _Store:
 
     def load(self, number: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """What was kept of these images: some ids and their x'. A damaged file is set aside, with a warning."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        for path in sorted(self.folders[number].glob("*.safetensors")) if number in self.folders else ():
+        for path in sorted(self.folders[number].glob("*.npz")) if number in self.folders else ():
             try:
-                kept = load_file(path)
-                known, x_adv = kept["ids"], kept["x_adv"]
-            except (SafetensorError, OSError, KeyError) as error:
-                path.replace(path.with_suffix(".damaged"))
-                warnings.warn(f"{path} is damaged ({error}): it was set aside, and is computed anew", stacklevel=5)
+                with path.open("rb") as file, np.load(file) as kept:
+                    known, x_adv = torch.from_numpy(kept["ids"]), torch.from_numpy(kept["x_adv"])
+            except (ValueError, EOFError, OSError, KeyError, BadZipFile) as error:
+                set_aside(path, error)
                 continue
             wanted = torch.isin(known, ids)
             if wanted.any():
@@ -490,11 +473,9 @@ class _Store:
     def save(self, number: int, ids: Tensor, x_adv: Tensor) -> None:
         """Keep x'."""
         if number in self.folders:
-            from safetensors.torch import save_file
-
-            name = f"{int(ids[0]):08}-{int(ids[-1]):08}-{len(ids)}.safetensors"
+            name = f"{int(ids[0]):08}-{int(ids[-1]):08}-{len(ids)}.npz"
             with atomic_write(self.folders[number] / name) as temporary:
-                save_file({"x_adv": x_adv.cpu().contiguous(), "ids": ids}, temporary)
+                np.savez(temporary, x_adv=x_adv.cpu().numpy(), ids=ids.numpy())
 
 
 def robust_accuracy(
@@ -559,9 +540,4 @@ def against_radius(
         else:
             left = accuracy(model, x, y, seed=seed, batch_size=batch_size)
         rates[eps] = left
-    return {
-        "x": list(radii),
-        "y": [rates[eps].value for eps in radii],
-        "low": [rates[eps].low for eps in radii],
-        "high": [rates[eps].high for eps in radii],
-    }
+    return curve(radii, [rates[eps] for eps in radii])

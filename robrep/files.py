@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import csv
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +39,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table as a CSV file, whole or not at all (see :func:`atomic_write`)."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
-
-
 def user_cache() -> Path:
     """``$ROBREP_CACHE`` if set, else this user's cache folder (``$XDG_CACHE_HOME/robrep`` or its like)."""
     if root := os.environ.get("ROBREP_CACHE"):
@@ -60,45 +50,6 @@ def user_cache() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "robrep"
-
-
-def user_results() -> Path:
-    """This user's folder of recorded runs where there is no checkout, beside other programs' data."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
-    return base / "robrep" / "results"
-
-
-def why_not_writable(folder: Path) -> str:
-    """What keeps a file from being written in ``folder``, which is made if missing; "" if nothing does."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def let_numba_cache(package: str) -> None:
-    """Name a folder for what numba compiles for ``package``, where beside the package it cannot be kept.
-
-    In a container whose disk is read-only, home included, numba otherwise refuses to import the package ("no locator
-    available"). ``NUMBA_CACHE_DIR``, where it is set, decides.
-    """
-    found = find_spec(package)
-    if os.environ.get("NUMBA_CACHE_DIR") or found is None or os.access(Path(found.origin or "").parent, os.W_OK):
-        return
-    folder = user_cache() / "numba"
-    if why_not_writable(folder):
-        folder = Path(tempfile.mkdtemp(prefix="robrep-numba-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    if "numba" in sys.modules:  # it has read its environment
-        sys.modules["numba"].config.CACHE_DIR = str(folder)
 
 
 def set_aside(path: Path, why: object) -> Path:

@@ -1,38 +1,22 @@
-"""Networks that somebody else trained: loaded, fed in their own units, put behind a pre-processor and left as is."""
+"""Foundation models, trained by others: loaded, fed in their own units, put behind a pre-processor and left frozen."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import math
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robrep.checks import one_of, positive_int
+from robrep.checks import one_of, optional, positive_int
 from robrep.gaussians import Gaussian, upcast
 from robrep.objectives import own_ids
 from robrep.random import fold, uniform
 
 #: Mean and standard deviation of ImageNet's channels, in [0, 1]: what ViT-MAE's own configuration says.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def optional(package: str, extra: str) -> ModuleType:
-    """Import a package that only an extra of robrep installs.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"{package} cannot be imported ({error}), expected it to be installed: pip install 'robrep[{extra}]'"
-        ) from error
 
 
 class Prepare(nn.Module):
@@ -156,9 +140,8 @@ def load_vit_mae(
     Raises:
         OSError: it is not here and cannot be fetched.
     """
-    from transformers import ViTMAEModel
-
-    return ViTMAE(_fetch(ViTMAEModel, "ViT-MAE", name, local_only), token=token, mask_ratio=mask_ratio).eval()
+    model = _fetch(optional("transformers", "foundation").ViTMAEModel, "ViT-MAE", name, local_only)
+    return ViTMAE(model, token=token, mask_ratio=mask_ratio).eval()
 
 
 def _fetch(kind: Any, what: str, name: str, local_only: bool) -> Any:
@@ -199,15 +182,14 @@ def new_vit_mae(
     Raises:
         ValueError: sizes that do not fit each other.
     """
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
+    transformers = optional("transformers", "foundation")
     if image_size % positive_int("patch", patch):
         raise ValueError(f"image_size is {image_size}, expected a multiple of patch, {patch}")
     for name, value in (("width", width), ("decoder_width", decoder_width)):
         if positive_int(name, value) % 4 or value % positive_int("heads", heads):
             raise ValueError(f"{name} is {value}, expected a multiple of 4 and of heads, {heads}")
-    return ViTMAEForPreTraining(
-        ViTMAEConfig(
+    return transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(
             image_size=image_size,
             num_channels=channels,
             patch_size=patch,

@@ -7,6 +7,7 @@ full covariance matrices it is computed in float64, whatever comes in.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -34,6 +35,15 @@ class Gaussian(NamedTuple):
     def detach(self) -> Gaussian:
         """The same Gaussians without gradients."""
         return Gaussian(self.mean.detach(), self.scale.detach())
+
+    def chunk(self, n: int) -> tuple[Gaussian, ...]:
+        """``n`` parts of the batch, as ``Tensor.chunk`` cuts them."""
+        return tuple(Gaussian(*part) for part in zip(self.mean.chunk(n), self.scale.chunk(n), strict=True))
+
+    @staticmethod
+    def cat(parts: Sequence[Gaussian]) -> Gaussian:
+        """The parts as one batch."""
+        return Gaussian(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 class FullGaussian(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode, random_objective
+from robrep.attacks import Adversary, Attack, Threat, attack_mode, random_objective
 from robrep.checks import check_labels, positive_int
 from robrep.data import floats
 from robrep.gaussians import Gaussian, upcast
@@ -19,7 +19,6 @@ from robrep.losses import cross_entropy
 from robrep.objectives import fitting, own_ids, with_noise
 from robrep.optimizers import Optimizer
 from robrep.random import fold, noise
-from robrep.regularizers import Attack
 from robrep.training import Examples, History, Precision, fit
 
 Code = Gaussian | Tensor
@@ -61,7 +60,7 @@ def encode(encoder: nn.Module, x: Examples, batch_size: int = 500) -> Code:
         for ids in torch.arange(len(x)).split(int(positive_int("batch_size", batch_size))):
             codes.append(call(floats(x[ids]).to(device), ids=ids.to(device)))
     if isinstance(codes[0], Gaussian):
-        return Gaussian(*(torch.cat(part) for part in zip(*codes, strict=True)))
+        return Gaussian.cat(codes)
     return torch.cat(codes)
 
 
@@ -139,7 +138,7 @@ class AdversarialHead(nn.Module):
 
     def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
         super().__init__()
-        self.classifier, self.attack, self.threat = Classifier(encoder, head, samples=1), attack, threat
+        self.classifier, self.adversary = Classifier(encoder, head, samples=1), Adversary(attack, threat)
 
     def train(self, mode: bool = True) -> AdversarialHead:
         super().train(mode)
@@ -151,8 +150,7 @@ class AdversarialHead(nn.Module):
         def objective(x_: Tensor, y_: Tensor, *, ids: Tensor, seed: int) -> Tensor:
             return cross_entropy(self.classifier(x_, ids=ids, seed=seed), y_)
 
-        with attack_mode(self.classifier):
-            x_adv = self.attack(objective, x, self.threat, y, ids=ids, seed=seed)
+        x_adv = self.adversary.search(objective, x, y, networks=[self], ids=ids, seed=seed)
         return {"cross_entropy": objective(x_adv, y, ids=ids, seed=fold(seed, "z")).mean()}
 
 

@@ -96,65 +96,75 @@ class _Parts:
             yield from self.of(value, f"{name}.{key}")
 
     def _taken_apart(self, value: Any, name: str) -> Iterator[bytes]:
-        if isinstance(value, Tensor):
-            yield from self._tensor(value, name)
-        elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-            yield f"{value.dtype.str}{value.shape}".encode()
-            yield np.ascontiguousarray(value).tobytes()
-        elif isinstance(value, types.ModuleType):
-            yield value.__name__.encode()
-            if _readers(value.__name__) and getattr(value, "__file__", None):
-                yield Path(str(value.__file__)).read_bytes()
-        elif isinstance(value, type):
-            yield from self._class(value, name)
-        elif isinstance(value, types.FunctionType):
-            yield from self._function(value, name)
-        elif isinstance(value, types.CodeType):
-            yield from self._code(value, name)
-        elif isinstance(value, types.MethodType):
-            yield from self.of(value.__func__, name)
-            yield from self.of(value.__self__, f"{name}.__self__")
-        elif isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, types.ModuleType | None):
-            yield value.__name__.encode()
-            yield from self.of(value.__self__, f"{name}.__self__")
-        elif isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType):
-            yield _name(value)
-        elif isinstance(value, classmethod | staticmethod | functools._lru_cache_wrapper):
-            yield from self.of(value.__wrapped__, name)
-        elif isinstance(value, property | functools.cached_property):
-            yield from self._all({k: getattr(value, k) for k in ("fget", "fset", "func") if hasattr(value, k)}, name)
-        elif isinstance(value, types.MappingProxyType | dict) and not hasattr(value, "fingerprint"):
-            yield b"%d items" % len(value)
-            for key, item in value.items():
-                yield from self.of(key, f"{name}'s key {key!r:.40}")
-                yield from self.of(item, f"{name}[{key!r:.40}]")
-            yield from self._object(value, name, types.MappingProxyType, dict)
-        elif isinstance(value, list | tuple):
-            yield b"%d items" % len(value)
-            for i, item in enumerate(value):
-                yield from self.of(item, f"{name}[{i}]")
-            yield from self._object(value, name, list, tuple)
-        elif isinstance(value, set | frozenset):
-            yield from sorted(identity(item, f"an item of {name}").encode() for item in value)
-        elif isinstance(value, nn.Module) and hasattr(value, "_orig_mod"):  # compiled
-            yield from self.of(value._orig_mod, name)
-        elif isinstance(value, nn.Module):
-            yield from self.of(type(value), name)
-            state = {k: v for k, v in vars(value).items() if k not in IGNORED}
-            for key in [k for k in state if k.endswith("hooks")]:  # numbered as they were made
-                state[key] = list(state[key].values()) if isinstance(state[key], dict) else state[key]
-            yield from self._all(state, name)
-        elif isinstance(getattr(value, "fingerprint", None), str):
-            yield from self.of(type(value), name)
-            yield value.fingerprint.encode()
-        else:
-            yield from self._object(value, name)
+        for kinds, take_apart in TAKEN_APART:
+            if isinstance(value, kinds):
+                yield from take_apart(self, value, name)
+                return
+        yield from self._object(value, name)
 
     def _tensor(self, t: Tensor, name: str) -> Iterator[bytes]:
         if t.layout != torch.strided or t.is_quantized or t.device.type == "meta":
             raise TypeError(f"{name} is a {t.layout} tensor on {t.device}, which cannot be identified by its content")
         yield f"{t.dtype}{tuple(t.shape)}".encode()
         yield t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+    def _array(self, value: Any, name: str) -> Iterator[bytes]:
+        if value.dtype == object:
+            yield from self._object(value, name)
+            return
+        yield f"{value.dtype.str}{value.shape}".encode()
+        yield np.ascontiguousarray(value).tobytes()
+
+    def _network(self, module: nn.Module, name: str) -> Iterator[bytes]:
+        if hasattr(module, "_orig_mod"):  # compiled
+            yield from self.of(module._orig_mod, name)
+            return
+        yield from self.of(type(module), name)
+        state = {k: v for k, v in vars(module).items() if k not in IGNORED}
+        for key in [k for k in state if k.endswith("hooks")]:  # numbered as they were made
+            state[key] = list(state[key].values()) if isinstance(state[key], dict) else state[key]
+        yield from self._all(state, name)
+
+    def _mapping(self, value: Any, name: str) -> Iterator[bytes]:
+        if hasattr(value, "fingerprint"):
+            yield from self._object(value, name)
+            return
+        yield b"%d items" % len(value)
+        for key, item in value.items():
+            yield from self.of(key, f"{name}'s key {key!r:.40}")
+            yield from self.of(item, f"{name}[{key!r:.40}]")
+        yield from self._object(value, name, types.MappingProxyType, dict)
+
+    def _sequence(self, value: Any, name: str) -> Iterator[bytes]:
+        yield b"%d items" % len(value)
+        for i, item in enumerate(value):
+            yield from self.of(item, f"{name}[{i}]")
+        yield from self._object(value, name, list, tuple)
+
+    def _set(self, value: Any, name: str) -> Iterator[bytes]:
+        yield from sorted(identity(item, f"an item of {name}").encode() for item in value)
+
+    def _source(self, module: types.ModuleType, name: str) -> Iterator[bytes]:
+        yield module.__name__.encode()
+        if _readers(module.__name__) and getattr(module, "__file__", None):
+            yield Path(str(module.__file__)).read_bytes()
+
+    def _bound(self, method: types.MethodType, name: str) -> Iterator[bytes]:
+        yield from self.of(method.__func__, name)
+        yield from self.of(method.__self__, f"{name}.__self__")
+
+    def _builtin(self, value: Any, name: str) -> Iterator[bytes]:
+        if isinstance(getattr(value, "__self__", None), types.ModuleType | None):
+            yield _name(value)
+            return
+        yield value.__name__.encode()
+        yield from self.of(value.__self__, f"{name}.__self__")
+
+    def _wrapper(self, value: Any, name: str) -> Iterator[bytes]:
+        yield from self.of(value.__wrapped__, name)
+
+    def _property(self, value: Any, name: str) -> Iterator[bytes]:
+        yield from self._all({k: getattr(value, k) for k in ("fget", "fset", "func") if hasattr(value, k)}, name)
 
     def _class(self, cls: type, name: str) -> Iterator[bytes]:
         """Its name, and of each class it inherits from whatever is the reader's: functions, and other attributes."""
@@ -204,6 +214,9 @@ class _Parts:
         if type(value) in known:
             return
         yield from self.of(type(value), name)
+        if not known and isinstance(getattr(value, "fingerprint", None), str):
+            yield value.fingerprint.encode()
+            return
         if known:
             yield from self._all(getattr(value, "__dict__", {}), name)
             return
@@ -228,6 +241,22 @@ class _Parts:
 
 
 DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
+TAKEN_APART: tuple[tuple[Any, Any], ...] = (  # the first that fits counts
+    (Tensor, _Parts._tensor),
+    (np.ndarray | np.generic, _Parts._array),
+    (types.ModuleType, _Parts._source),
+    (type, _Parts._class),
+    (types.FunctionType, _Parts._function),
+    (types.CodeType, _Parts._code),
+    (types.MethodType, _Parts._bound),
+    (types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType, _Parts._builtin),
+    (classmethod | staticmethod | functools._lru_cache_wrapper, _Parts._wrapper),
+    (property | functools.cached_property, _Parts._property),
+    (types.MappingProxyType | dict, _Parts._mapping),
+    (list | tuple, _Parts._sequence),
+    (set | frozenset, _Parts._set),
+    (nn.Module, _Parts._network),
+)
 
 
 def _globals(code: types.CodeType) -> set[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robrep.checks import check_labels, nonnegative
+from robrep.checks import above_zero, check_labels, nonnegative
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, upcast
 
 
@@ -71,8 +71,7 @@ def gaussian_nll(output: Tensor, x: Tensor, variance: float) -> Tensor:
     Raises:
         ValueError: ``variance`` is not above 0.
     """
-    if not nonnegative("variance", variance):
-        raise ValueError(f"variance is {variance}, expected a number above 0")
+    above_zero("variance", variance)
     pixels = x[0].numel()
     return squared_error(output, x) / (2 * variance) + 0.5 * pixels * math.log(2 * math.pi * variance)
 

@@ -172,25 +172,41 @@ def _dtype(module: Any) -> torch.dtype | None:
     return next((p.dtype for p in parameters if p.dtype in FLOATS), None)
 
 
-@contextmanager
-def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> Iterator[None]:
-    """Meanwhile, the modules ``found`` inside ``model`` get ids and seed with each call, another seed in each."""
-    calls: dict[str, int] = {}
-    wrong: dict[str, int] = {}  # called on other rows than the images
+class _Handing:
+    """Hooks that hand ids and seed to the modules ``found`` inside a model with each call, another seed in each."""
 
-    def hook(name: str) -> Any:
+    def __init__(self, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> None:
+        self.found, self.n, self.ids, self.seed = found, n, ids, seed
+        self.calls: dict[str, int] = {}
+        self.wrong: dict[str, int] = {}  # called on other rows than the images
+
+    def hook(self, name: str) -> Any:
         def hand(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
             if given.get("ids") is not None:
                 return None
             rows = next((len(t) for t in (*args, *given.values()) if isinstance(t, Tensor) and t.ndim), 0)
-            if rows != n:
-                wrong[name] = rows
-                return args, given | {"ids": torch.arange(rows, device=ids.device)}
-            calls[name] = calls.get(name, -1) + 1
-            return args, given | {"ids": ids, "seed": fold(seed, "call", calls[name]) if calls[name] else seed}
+            if rows != self.n:
+                self.wrong[name] = rows
+                return args, given | {"ids": torch.arange(rows, device=self.ids.device)}
+            call = self.calls[name] = self.calls.get(name, -1) + 1
+            return args, given | {"ids": self.ids, "seed": fold(self.seed, "call", call) if call else self.seed}
 
         return hand
 
+    def check(self) -> None:
+        for name, rows in self.wrong.items():
+            if _count(self.found[name]):  # it may have learnt that it has nothing to sample
+                raise ValueError(
+                    f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {self.n} images, "
+                    "expected one row for each image, in order; or give the model a number ``samples`` and a "
+                    "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
+                )
+
+
+@contextmanager
+def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> Iterator[None]:
+    """Within, the modules ``found`` inside ``model`` get ids and seed with each call."""
+    handing = _Handing(found, n, ids, seed)
     # what compiles, or splits the batch, would not see the hooks: it calls what it wraps instead
     inside = {id(m) for sampler in found.values() for m in sampler.modules()}
     wrappers = [(m, inner) for m in model.modules() if id(m) not in inside and (inner := _wrapped(m)) is not None]
@@ -198,20 +214,14 @@ def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, s
     compiled = [m for m in called if getattr(m, "_compiled_call_impl", None) is not None]
     calls_of = [m._compiled_call_impl for m in compiled]
     forwards = [m.__dict__.get("forward") for m, _ in wrappers]
-    handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in found.items()]
+    handles = [m.register_forward_pre_hook(handing.hook(name), with_kwargs=True) for name, m in found.items()]
     try:
         for m in compiled:
             m._compiled_call_impl = None
         for m, inner in wrappers:
             m.forward = inner.__call__  # type: ignore[method-assign]
         yield
-        for name, rows in wrong.items():
-            if _count(found[name]):  # it may have learnt that it has nothing to sample
-                raise ValueError(
-                    f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {n} images, "
-                    "expected one row for each image, in order; or give the model a number ``samples`` and a "
-                    "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
-                )
+        handing.check()
     finally:
         for handle in handles:
             handle.remove()

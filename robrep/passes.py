@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -26,18 +25,6 @@ LARGEST = 8192  # images in a pass on a GPU; more are not faster
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
 COPIES = 16  # of the images, which an attack holds beside the model's activations
 OutOfMemory: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # torch 2.4
-
-
-def integer(name: str, value: Any) -> int:
-    """An integer of any kind (of numpy, or in a tensor) as an int.
-
-    Raises:
-        TypeError: it is none.
-    """
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} is {value!r}, expected an integer") from error
 
 
 def images_of(x: Examples, ids: Tensor) -> Tensor:

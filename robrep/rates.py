@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,6 +88,12 @@ class Rate:
 
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] of {self.n}"
+
+
+def curve(x: Sequence[float], rates: Sequence[Rate]) -> dict[str, list[float]]:
+    """Rates against ``x``, as records and figures keep them: lists ``x``, ``y``, ``low`` and ``high`` of one length."""
+    y, low, high = ([getattr(rate, name) for rate in rates] for name in ("value", "low", "high"))
+    return {"x": [float(v) for v in x], "y": y, "low": low, "high": high}
 
 
 def paired_bootstrap(a: Tensor, b: Tensor, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:

@@ -20,26 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import attack_mode
-from robrep.checks import check_labels, nonnegative, positive_int
+from robrep.checks import above_zero, check_labels, nonnegative, positive_int
 from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.objectives import as_logits, check_model, own_ids, with_noise
-from robrep.passes import Batches, images_of, integer
+from robrep.passes import Batches, images_of
 from robrep.progress import Progress
-from robrep.random import fold, noise
-from robrep.rates import wilson
+from robrep.random import as_seed, fold, noise
+from robrep.rates import Rate, curve
 from robrep.training import Examples
 
 ABSTAIN = -1
 CHUNK = 100  # votes drawn at a time from one stream; another number means other noise
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, expected a number above 0")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}, expected a finite number above 0")
-    return float(value)
 
 
 def _level(alpha: float) -> float:
@@ -109,7 +101,7 @@ class Smoothed(nn.Module):
 
     def __init__(self, model: nn.Module, sigma: float, samples: int = 20) -> None:
         super().__init__()
-        self.model, self.sigma, self.samples = model, _positive("sigma", sigma), int(positive_int("samples", samples))
+        self.model, self.sigma, self.samples = model, above_zero("sigma", sigma), int(positive_int("samples", samples))
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-probabilities (N, C).
@@ -157,7 +149,7 @@ def votes(
         ValueError, TypeError: an argument out of its range.
         FloatingPointError: the model gives what is not a number.
     """
-    sigma, n, seed = _positive("sigma", sigma), int(positive_int("n", n)), integer("seed", seed)
+    sigma, n, seed = above_zero("sigma", sigma), int(positive_int("n", n)), int(as_seed(seed))
     check_model(model)
     ids = torch.arange(len(x)) if ids is None else ids
     if ids.shape != (len(x),):
@@ -252,7 +244,7 @@ def certify(
     Raises:
         ValueError, TypeError: an argument out of its range.
     """
-    alpha, seed = _level(alpha), integer("seed", seed)
+    alpha, seed = _level(alpha), int(as_seed(seed))
     n0, n = int(positive_int("n0", n0)), int(positive_int("n", n))
     # one noise for selection, another for estimation: else the class would be chosen to fit the noise that judges it
     first = votes(model, x, sigma, n0, ids=ids, seed=fold(seed, "select"), batch_size=batch_size).argmax(1)
@@ -280,11 +272,4 @@ def certified_accuracy(certificate: Certificate, y: Tensor, radii: Sequence[floa
     """
     check_labels(y, len(certificate.label))
     right = certificate.label == y.cpu()
-    counts = [int((right & (certificate.radius > nonnegative("radii", r))).sum()) for r in radii]
-    bounds = [wilson(k, len(y)) for k in counts]
-    return {
-        "x": [float(r) for r in radii],
-        "y": [k / len(y) for k in counts],
-        "low": [low for low, _ in bounds],
-        "high": [high for _, high in bounds],
-    }
+    return curve(radii, [Rate(right & (certificate.radius > nonnegative("radii", r))) for r in radii])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import APGD, L2, PGD, Linf, Square, Threat
-from robrep.checks import one_of, positive_int
+from robrep.checks import one_of, optional, positive_int
 from robrep.heads import gradients_disabled
 from robrep.objectives import LOSSES, classifier_objective, draws_noise, likely_targets, predict
 from robrep.random import fold
@@ -102,9 +102,9 @@ class ClassifierAttack:
 class FAB:
     """Targeted FAB (Croce and Hein 2020): walks towards the decision boundary and looks for the nearest point of it.
 
-    The implementation is pyautoattack's (``pip install pyautoattack``). It draws no random start; its steps still round
-    with the batch, so that an image near the boundary may fare differently in another one. It is not made for models
-    that sample.
+    The implementation is pyautoattack's (``pip install 'robrep[autoattack]'``). It draws no random start; its steps
+    still round with the batch, so that an image near the boundary may fare differently in another one. It is not made
+    for models that sample.
 
     Args:
         steps: iterations for each target.
@@ -131,17 +131,14 @@ class FAB:
         return ""
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, ids: Tensor, seed: int) -> Tensor:
-        try:
-            from pyautoattack.fab_pt import FABAttack_PT
-        except ImportError as error:
-            raise ImportError("the attack FAB-T needs pyautoattack: pip install pyautoattack") from error
+        fab_pt = optional("pyautoattack.fab_pt", "autoattack")
 
         def logits(v: Tensor) -> Tensor:  # it computes in float32
             return predict(model, v.to(x)).float()
 
         with torch.no_grad():
             classes = logits(x[:1]).shape[1]
-        fab = FABAttack_PT(
+        fab = fab_pt.FABAttack_PT(
             logits,
             norm="Linf" if isinstance(threat, Linf) else "L2",
             n_restarts=1,

@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from robrep import checkpoints
-from robrep.checkpoints import describe, fingerprint
+from robrep.checkpoints import Keeper, keeping_place
 from robrep.checks import check_images, check_labels, nonnegative, one_of, positive_int
-from robrep.files import code_hash, digest, set_aside
 from robrep.optimizers import Optimizer, make_optimizer
 from robrep.progress import Progress
 from robrep.random import as_seed, fold, permutation
@@ -167,25 +164,40 @@ def first_steps(count: int) -> Iterator[FirstSteps]:
         _watching.reset(token)
 
 
-class _Batches(torch.utils.data.Dataset[Tensor]):
-    """The inputs of each batch of an epoch, for torch's loader: its workers read whole batches."""
-
-    def __init__(self, x: Examples, batches: list[Tensor]) -> None:
-        self.x, self.batches = x, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.x[self.batches[index]]
-
-
-def _loaded(x: Examples, batches: list[Tensor], device: torch.device, workers: int) -> Iterable[Tensor]:
-    pinned = device.type == "cuda"
-    own = torch.Generator()  # else the loader would draw a seed from the global state
+def _loaded(x: Examples, batches: list[Tensor], device: torch.device, workers: int | None) -> Iterable[Tensor]:
+    """The inputs of each batch, read as whole batches by torch's loader."""
+    gpu, own = device.type == "cuda", torch.Generator()  # else the loader would draw a seed from the global state
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if gpu else 0
     return torch.utils.data.DataLoader(
-        _Batches(x, batches), batch_size=None, num_workers=workers, pin_memory=pinned, generator=own
+        x,  # type: ignore[arg-type]
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=gpu,
+        generator=own,
     )
+
+
+def _check_examples(x: Examples, y: Tensor) -> int:
+    """The number of examples, if inputs and labels fit each other."""
+    n = len(x)
+    if n == 0 or len(y) != n:
+        raise ValueError(f"x has {n} examples and y has {len(y)} labels, expected as many labels, and at least one")
+    check_labels(y)
+    if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+        check_images(x)
+    return n
+
+
+def _refusal(capture: bool, processes: int, scaled: bool) -> str:
+    """Why steps are not captured as a graph; "" if they may be."""
+    reasons = {
+        "capture is False": not capture,
+        f"{processes} processes train together": processes > 1,
+        "the loss scaling of 16-mixed decides on the host": scaled,
+    }
+    return next((why for why, holds in reasons.items() if holds), "")
 
 
 def fit(
@@ -273,12 +285,7 @@ def fit(
         "seed": (seed := int(as_seed(seed))),
     }
     one_of("precision", precision, get_args(Precision))
-    n = len(x)
-    if n == 0 or len(y) != n:
-        raise ValueError(f"x has {n} examples and y has {len(y)} labels, expected as many labels, and at least one")
-    check_labels(y)
-    if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
-        check_images(x)
+    n = _check_examples(x, y)
     fabric = make_fabric(accelerator)
     device, world = fabric.device, fabric.world_size
     precision = best_precision(device) if precision == "auto" else precision
@@ -288,17 +295,8 @@ def fit(
     per_epoch = n // batch_size
     steps, warmup = epochs * per_epoch, round(warmup_epochs * per_epoch)
 
-    path = Path(checkpoint) if checkpoint is not None else None
-    if path is not None or cache is not None:
-        settings |= {"precision": precision, "world_size": world, "code": code_hash()}
-        try:
-            settings |= {"data": fingerprint(x), "labels": fingerprint(y), "method": describe(method)}
-        except TypeError as error:  # one run could be taken for another
-            if path is not None:
-                raise
-            warnings.warn(f"fit keeps nothing in the cache: {error}", stacklevel=2)
-        else:
-            path = path or Path(cache) / f"{digest(settings)[:24]}.pt"  # type: ignore[arg-type]
+    settings |= {"precision": precision, "world_size": world}
+    path = keeping_place(checkpoint, cache, settings, method, x, y)
 
     fabric.to_device(method)
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -312,68 +310,53 @@ def fit(
         forward, updater = fabric.setup(method, updater)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")  # type: ignore[attr-defined]
     parts = {"method": method, "optimizer": updater, "scaler": scaler}
-    history = History()
-    if path is not None and path.exists():
-        try:
-            history.extend(checkpoints.resume(path, settings, **parts))
-        except checkpoints.Damaged as error:
-            if checkpoint is not None:
-                raise
-            set_aside(path, str(error))
-
-    batched = isinstance(x, Tensor)
-    refusals = {
-        "capture is False": not capture,
-        f"{world} processes train together": world > 1,
-        "the loss scaling of 16-mixed decides on the host": scaler.is_enabled(),
-    }
+    keeper = Keeper(path, settings, parts, every=save_every, writes=fabric.is_global_zero)
+    history = History(keeper.resume(anew=checkpoint is None))
+    held = x.to(device) if isinstance(x, Tensor) else None
     step = TrainingStep(
         method, forward, updater, y.to(device),
-        x=x.to(device) if batched else None,  # type: ignore[attr-defined]
-        batch_size=batch_size // world, steps=steps, autocast=HALF.get(precision),
+        x=held, batch_size=batch_size // world, steps=steps, autocast=HALF.get(precision),
         scaler=scaler if scaler.is_enabled() else None,
         backward=fabric.backward if world > 1 else Tensor.backward,
-        refusal=next((why for why, holds in refusals.items() if holds), ""),
+        refusal=_refusal(capture, world, scaler.is_enabled()),
     )  # fmt: skip
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
-    watching, saved = _watching.get(), time.monotonic()
-    devices = [device.index] if device.type == "cuda" else []
+
+    def one_epoch(epoch: int) -> dict[str, float]:
+        """All steps of an epoch: the mean of each loss term, the last learning rate, and seconds."""
+        began, epoch_seed, watching = time.perf_counter(), fold(seed, "epoch", epoch), _watching.get()
+        torch.default_generator.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it (dropout)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(fold(epoch_seed, "global", fabric.global_rank))
+        order = permutation(epoch_seed, n, "cpu" if held is None else device)[: per_epoch * batch_size]
+        batches = [ids[fabric.global_rank :: world] for ids in order.split(batch_size)]
+        inputs = _loaded(x, batches, device, workers) if held is None else [None] * per_epoch
+        method.train()
+        step_began = began
+        for number, (ids, batch) in enumerate(zip(batches, inputs, strict=True), start=epoch * per_epoch):
+            now = lr * learning_rate(number, steps, warmup, schedule)
+            step(ids, batch, seed=epoch_seed, number=number, rate=now)
+            if watching is not None:
+                loss = fabric.all_reduce(step.loss).item()
+                watching.see(loss, time.perf_counter() - step_began, steps)
+                step_began = time.perf_counter()
+        means = step.means(per_epoch, fabric.all_reduce)
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(f"the loss is {means['loss']} in epoch {epoch + 1}; terms: {means}")
+        return means | {"lr": now, "seconds": time.perf_counter() - began}
+
+    shown = progress is not None and fabric.is_global_zero
     with (
-        torch.random.fork_rng(devices),
-        Progress(progress or "", epochs, "epoch", show=progress is not None and fabric.is_global_zero) as bar,
+        torch.random.fork_rng([device.index] if device.type == "cuda" else []),
+        Progress(progress or "", epochs, "epoch", show=shown) as bar,
     ):
         if history:
             bar.update(len(history))
         for epoch in range(len(history), epochs):
-            began, epoch_seed = time.perf_counter(), fold(seed, "epoch", epoch)
-            torch.default_generator.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it (dropout)
-            if devices:
-                torch.cuda.manual_seed(fold(epoch_seed, "global", fabric.global_rank))
-            order = permutation(epoch_seed, n, device if batched else "cpu")[: per_epoch * batch_size]
-            method.train()
-            batches = [ids[fabric.global_rank :: world] for ids in order.split(batch_size)]
-            inputs = [None] * per_epoch if batched else _loaded(x, batches, device, workers)
-            step_began = began
-            for number, (ids, batch) in enumerate(zip(batches, inputs, strict=True), start=epoch * per_epoch):
-                now = lr * learning_rate(number, steps, warmup, schedule)
-                step(ids, batch, seed=epoch_seed, number=number, rate=now)
-                if watching is not None:
-                    loss = fabric.all_reduce(step.loss).item()
-                    watching.see(loss, time.perf_counter() - step_began, steps)
-                    step_began = time.perf_counter()
-            means = step.means(per_epoch, fabric.all_reduce)
-            if not math.isfinite(means["loss"]):
-                raise FloatingPointError(f"the loss is {means['loss']} in epoch {epoch + 1}; terms: {means}")
-            row = means | {"lr": now, "seconds": time.perf_counter() - began}
-            if after_epoch is not None:
-                row |= after_epoch(epoch + 1)
-            history.append(row)
+            row = one_epoch(epoch)
+            bar_text = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("lr", "seconds"))
+            history.append(row | (after_epoch(epoch + 1) if after_epoch is not None else {}))
             history.how = step.how
-            due = epoch + 1 == epochs or time.monotonic() - saved >= save_every
-            if path is not None and fabric.is_global_zero and due:
-                checkpoints.save(path, settings, history, **parts)
-                saved = time.monotonic()
-            bar.update(1, ", ".join(f"{k} {v:.4g}" for k, v in means.items()))
+            keeper.save(history, last=epoch + 1 == epochs)
+            bar.update(1, bar_text)
     method.eval()
     return history

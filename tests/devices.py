@@ -31,7 +31,6 @@ from robrep.encoders import (
 )  # fmt: skip
 from robrep.foundation import new_vit_mae
 from robrep.heads import AdversarialHead
-from robrep.methods.information import CriticOf, WorstCaseCriticOf
 
 PGD2, BALL = PGD(2), Linf(0.1)
 
@@ -84,8 +83,8 @@ METHODS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "byorl, resnet, apgd": (lambda: m.BYORL(*bootstrap(PreActResNet((1, 1), base=8)), APGD(3), BALL), 3),
     "infomax": (lambda: m.InfoMax(*infomax()), 1),
     "worst_case_infomax": (lambda: m.WorstCaseInfoMax(*infomax(), PGD(2, random_start=False, keep="best"), BALL), 1),
-    "critic": (lambda: CriticOf(VectorCritic(64, 6), torch.zeros(24, 6)), 1),
-    "worst_case_critic": (lambda: WorstCaseCriticOf(*infomax(), PGD2, BALL, "nce"), 1),
+    "critic": (lambda: m.CriticOf(VectorCritic(64, 6), torch.zeros(24, 6)), 1),
+    "worst_case_critic": (lambda: m.WorstCaseCriticOf(*infomax(), PGD2, BALL, "nce"), 1),
     "vanilla": (lambda: m.Reconstruction(autoencoder(), digit_augmentation(False)), 1),
     "cropd": (lambda: m.CRoPD(autoencoder(), Projector(autoencoder().dim, 8, 6), FGSM(), BALL), 1),
     "arae": (lambda: m.AdversarialReconstruction(autoencoder(), Projector(autoencoder().dim, 8, 6), PGD2, BALL), 1),

@@ -14,10 +14,10 @@ from devices import BALL, METHODS, images
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robrep import evaluation, heads, vulnerability
+from robrep import evaluation, heads
 from robrep.attacks import APGD, PGD, Square
 from robrep.audit import audit
-from robrep.book import figures
+from robrep.book import figures, worst_case_mi
 from robrep.book.figures.base import array
 from robrep.early_stopping import train_head_stopped
 from robrep.encoders import ConvEncoder, Critic, MLPHead
@@ -211,7 +211,7 @@ def test_vulnerability(trained: Any) -> None:
     encoder, _, x, _ = trained
     z = encode(encoder, x).mean
     critic = Critic((1, 8, 8), 4).to(GPU)
-    assert isinstance(vulnerability.read_off(critic, x, z, batch_size=20), float)
+    assert isinstance(worst_case_mi.read_off(critic, x, z, batch_size=20), float)
 
 
 def test_figures_take_tensors_of_the_gpu(gpu: torch.device) -> None:

@@ -83,7 +83,7 @@ def test_settings_are_those_of_the_chapters(gpu: ModuleType) -> None:
     """What a row hands to ``fit`` at full scale, without building anything twice."""
     exp = gpu.declared("vae_urkle", "full")
     found = gpu.training(exp, "vae_urkle")
-    assert found.method.attack.steps == exp.settings.attack_steps == 40
+    assert found.method.adversary.attack.steps == exp.settings.attack_steps == 40
     assert found.options["batch_size"] == exp.settings.batch_size and found.options["precision"] == "auto"
     assert found.x.dtype == torch.uint8 and found.x.shape[1:] == (1, 28, 28)
     with pytest.raises(KeyError):

@@ -126,7 +126,7 @@ def test_attack_lowers_the_cosine_and_leaves_statistics_alone(attack, threat) ->
     v, w = method.views(x, ids, 1)
     z = method.project(w)
     state = copy.deepcopy(method.state_dict())
-    v_adv = method.adversary(v, z, ids, 1)
+    v_adv = method.worst(v, z, ids, 1)
     assert all(torch.equal(state[k], value) for k, value in method.state_dict().items())
     assert all(m.training for m in method.modules()) and all(p.grad is None for p in method.parameters())
     delta = (v_adv - v).flatten(1)
@@ -162,7 +162,7 @@ def test_the_printed_step_goes_the_wrong_way() -> None:
     x, _, ids = batch()
     v, w = method.views(x, ids, 1)
     z = method.project(w)
-    right = method.adversary(v, z, ids, 1)
+    right = method.worst(v, z, ids, 1)
     printed = PGD(3)(lambda x_, z_: -method.distance(x_, z_), v, Linf(0.1), z, ids=ids, seed=1)
     with torch.no_grad():
         clean = method.distance(v, z).mean()
@@ -179,9 +179,9 @@ def test_attack_uses_the_batch_statistics() -> None:
     x, _, ids = batch()
     v, w = method.views(x, ids, 1)
     z = method.project(w)
-    torch.testing.assert_close(method.adversary(v, z, ids, 1), other.adversary(v, z, ids, 1))
+    torch.testing.assert_close(method.worst(v, z, ids, 1), other.worst(v, z, ids, 1))
     with pytest.raises(ValueError, match="leave_early"):
-        robust(PGD(2, leave_early=True)).adversary(v, z, ids, 1)
+        robust(PGD(2, leave_early=True)).worst(v, z, ids, 1)
 
 
 def test_same_seed_same_step() -> None:
@@ -236,7 +236,7 @@ def test_preact_resnet_has_batch_norm_that_the_attack_can_hold_still() -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in encoder.modules()) == 5
     x, _, ids = batch(4)
     state = copy.deepcopy(method.state_dict())
-    method.adversary(x, method.target(x).detach(), ids, 0)
+    method.worst(x, method.target(x).detach(), ids, 0)
     assert all(torch.equal(state[k], v) for k, v in method.state_dict().items() if "target" not in k)
 
 

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robrep.attacks import PGD, Linf, attack_mode
+from robrep.attacks import PGD, Adversary, Linf, attack_mode
 from robrep.augmentations import Augment, colour_jitter, crop_boxes, digit_augmentation, grey, simclr_augmentation
 from robrep.contrastive import DENOMINATORS, effective_rank, nearest, nt_xent
 from robrep.encoders import ConvEncoder, Projector, ResNetEncoder
 from robrep.gaussians import Gaussian, kl
 from robrep.methods import RoCL, SimCLR, SimCLRUrkle
 from robrep.random import fold, noise
-from robrep.regularizers import contrast_adversary, urkle_adversary
 from robrep.training import fit, make_optimizer
 
 
@@ -361,7 +360,7 @@ def test_simclr_urkle() -> None:
     f, g = method.encoder, method.projector
     p = f(views)
     x_adv = ATTACK(lambda x_, p_: kl(p_, f(x_)), views, THREAT, p.detach(), ids=ids, seed=SEED)
-    assert torch.equal(x_adv, urkle_adversary(f, views, ATTACK, THREAT, ids=ids, seed=SEED))
+    assert torch.equal(x_adv, method.worst(views, ids, SEED))
     q = f(x_adv)
     four = torch.cat([2 * ids, 2 * ids + 1])
     n = noise(fold(SEED, "z"), four, (8,))
@@ -403,9 +402,9 @@ def test_clean_codes_are_computed_once_and_attacks_leave_batch_norm_alone(name: 
 
 def test_the_contrast_couples_its_batch() -> None:
     method = make("RoCL")
+    method.adversary = Adversary(PGD(2, leave_early=True), THREAT)
     with pytest.raises(ValueError, match="the objective couples it"):
-        contrast_adversary(method.encoder, method.projector, X, X, method.nt_xent, PGD(2, leave_early=True), THREAT,
-                           ids=IDS, seed=0)  # fmt: skip
+        method.worst(X, X, IDS, 0)
 
 
 # --- LARS ---------------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_vanilla() -> None:
 def test_cropd(negatives: Any, attack: Any) -> None:
     method, x = make("CRoPD", attack, weight=3.0, temperature=0.2, negatives=negatives), images()
     terms = method(x, Y, IDS, SEED)
-    x_adv = method.adversary(x, IDS, SEED)
+    x_adv = method.worst(x, IDS, SEED)
     assert (x_adv - x).abs().amax() <= 0.1 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
     torch.testing.assert_close(terms["reconstruction"], nn.functional.mse_loss(method.autoencoder(x), x))
     expected = slow(project(method, x), project(method, x_adv), 0.2)
@@ -199,11 +199,11 @@ def test_the_adversary_climbs() -> None:
     method = make("CRoPD", PGD(10))
     p = project(method, x)
     at = {name: adversarial_contrast(p, project(method, v)).mean() for name, v in
-          {"start": start, "end": method.adversary(x, IDS, SEED)}.items()}  # fmt: skip
+          {"start": start, "end": method.worst(x, IDS, SEED)}.items()}  # fmt: skip
     assert at["end"] > at["start"]
     cosine = {
         negatives: torch.cosine_similarity(
-            p, project(method, make("CRoPD", PGD(10), negatives=negatives).adversary(x, IDS, SEED))
+            p, project(method, make("CRoPD", PGD(10), negatives=negatives).worst(x, IDS, SEED))
         ).mean()
         for negatives in ("both", "clean")
     }
@@ -218,7 +218,7 @@ def test_the_adversary_is_an_attack_on_the_loss() -> None:
     loss = slow(project(method, x).detach(), project(method, start), 0.3).sum()
     step = start.detach() + 1.25 * 0.1 * torch.autograd.grad(loss, start)[0].sign()
     expected = torch.min(torch.max(step, x - 0.1), x + 0.1).clamp(0, 1)
-    torch.testing.assert_close(method.adversary(x, IDS, SEED), expected)
+    torch.testing.assert_close(method.worst(x, IDS, SEED), expected)
 
 
 def test_without_a_random_start_the_printed_recipe_has_no_direction() -> None:
@@ -233,7 +233,7 @@ def test_without_a_random_start_the_printed_recipe_has_no_direction() -> None:
 
 def test_the_contrast_couples_its_batch() -> None:
     method, x = make("CRoPD"), images()
-    assert not torch.equal(method.adversary(x[:3], IDS[:3], SEED), method.adversary(x, IDS, SEED)[:3])
+    assert not torch.equal(method.worst(x[:3], IDS[:3], SEED), method.worst(x, IDS, SEED)[:3])
     with pytest.raises(ValueError, match="leave_early is True, expected False"):
         make("CRoPD", PGD(2, leave_early=True))(x, Y, IDS, SEED)
 
@@ -258,14 +258,14 @@ def test_the_contrast_does_not_see_the_decoder() -> None:
 
 def test_arae() -> None:
     method, x = make("ARAE", gamma=0.3), images()
-    terms, x_adv = method(x, Y, IDS, SEED), method.adversary(x, IDS, SEED)
+    terms, x_adv = method(x, Y, IDS, SEED), method.worst(x, IDS, SEED)
     assert (x_adv - x).abs().amax() <= 0.1 + 1e-6 and not torch.equal(x_adv, x)
     torch.testing.assert_close(terms["reconstruction"], nn.functional.mse_loss(method.autoencoder(x_adv), x))
     distance = nn.functional.mse_loss(project(method, x_adv), project(method, x))
     torch.testing.assert_close(terms["latent"], 0.3 * distance)
     start = THREAT.start(x, IDS, fold(fold(SEED, "adversary"), "start", 0))
     assert distance > nn.functional.mse_loss(project(method, start), project(method, x))
-    rows = torch.cat([method.adversary(x[i : i + 1], IDS[i : i + 1], SEED) for i in range(5)])
+    rows = torch.cat([method.worst(x[i : i + 1], IDS[i : i + 1], SEED) for i in range(5)])
     torch.testing.assert_close(rows, x_adv)  # nothing couples this batch
 
 

@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from robrep.book import figures
-from robrep.information import correlated_gaussians, correlated_gaussians_ratio, fano_accuracy, linear_vulnerability
+from robrep.book.worst_case_mi import (
+    correlated_gaussians,
+    correlated_gaussians_ratio,
+    fano_accuracy,
+    linear_vulnerability,
+)
 
 CURVE = {"x": [0.5, 1, 2], "y": [0.5, 0.9, 1.6], "low": [0.4, 0.8, 1.5], "high": [0.6, 1.0, 1.7]}
 EYE = torch.eye(2)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from robrep import files
+from robrep.book import files as book_files
 from robrep.files import atomic_write, cache_root, code_hash, digest
 
 
@@ -131,16 +132,16 @@ def test_user_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("win32", "AppData/Local"),
     ):
         monkeypatch.setattr(sys, "platform", platform)
-        assert files.user_results() == tmp_path / place / "robrep" / "results"
+        assert book_files.user_results() == tmp_path / place / "robrep" / "results"
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
-    assert files.user_results() == tmp_path / "xdg" / "robrep" / "results"
+    assert book_files.user_results() == tmp_path / "xdg" / "robrep" / "results"
 
 
 def test_why_not_writable(tmp_path: Path) -> None:
-    assert files.why_not_writable(tmp_path / "a" / "b") == "" and os.listdir(tmp_path / "a" / "b") == []
+    assert book_files.why_not_writable(tmp_path / "a" / "b") == "" and os.listdir(tmp_path / "a" / "b") == []
     (tmp_path / "file").touch()
-    assert files.why_not_writable(tmp_path / "file" / "b") == "Not a directory"
+    assert book_files.why_not_writable(tmp_path / "file" / "b") == "Not a directory"
 
 
 def test_a_damaged_file_is_set_aside_with_a_line_that_says_so(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def missing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     def refuse(name: str, *_: Any) -> Any:
         raise ModuleNotFoundError(f"No module named {package!r}", name=name)
 
-    monkeypatch.setattr(foundation.importlib, "import_module", refuse)
+    monkeypatch.setattr("importlib.import_module", refuse)
 
 
 def test_a_missing_extra_says_how_to_get_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

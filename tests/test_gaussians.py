@@ -183,3 +183,11 @@ def test_detach_and_prior() -> None:
     assert (prior.mean == 0).all() and (prior.scale == 1).all()
     expected = 0.5 * (p.mean**2 + p.scale**2 - 1 - 2 * p.scale.log()).sum(1)
     torch.testing.assert_close(kl(p, prior), expected)
+
+
+def test_parts_are_cut_and_joined() -> None:
+    p = Gaussian(torch.arange(6.0).view(3, 2), torch.arange(6.0).view(3, 2) + 1)
+    first, second = p.chunk(2)
+    assert torch.equal(first.mean, p.mean[:2]) and torch.equal(second.scale, p.scale[2:])
+    again = Gaussian.cat([first, second])
+    assert isinstance(again, Gaussian) and torch.equal(again.mean, p.mean) and torch.equal(again.scale, p.scale)

@@ -204,7 +204,7 @@ def test_a_changed_attribute_is_seen() -> None:
 
 def test_a_patched_library_class_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     before = identity(PGD(2))
-    monkeypatch.setattr(PGD, "_size", lambda self, problem: 0.0)
+    monkeypatch.setattr(PGD, "_step", lambda self, x_adv, direction, todo: x_adv)
     assert identity(PGD(2)) != before
 
 

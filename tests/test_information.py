@@ -10,36 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robrep import vulnerability
-from robrep.attacks import PGD, Linf
+from robrep.attacks import PGD, Adversary, Linf
+from robrep.book import worst_case_mi
+from robrep.book.worst_case_mi import (
+    Neuron,
+    correlated_gaussians,
+    correlated_gaussians_ratio,
+    dual_exponent,
+    entropy_drop,
+    estimate_information,
+    fano_accuracy,
+    feature_vulnerability,
+    linear_vulnerability,
+    read_off,
+    representation_vulnerability,
+)
 from robrep.early_stopping import train_head_stopped
 from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
 from robrep.encoders.infomax import Normalize, ResidualUnits
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier
-from robrep.information import (
-    ESTIMATORS,
-    correlated_gaussians,
-    correlated_gaussians_ratio,
-    donsker_varadhan,
-    dual_exponent,
-    entropy_drop,
-    fano_accuracy,
-    info_nce,
-    information,
-    jensen_shannon,
-    linear_vulnerability,
-)
-from robrep.methods import InfoMax, WorstCaseInfoMax, information_attack
-from robrep.methods.information import CriticOf, WorstCaseCriticOf
+from robrep.information import ESTIMATORS, donsker_varadhan, info_nce, information, jensen_shannon
+from robrep.methods import CriticOf, InfoMax, WorstCaseCriticOf, WorstCaseInfoMax, information_attack
 from robrep.training import fit
-from robrep.vulnerability import (
-    Neuron,
-    estimate_information,
-    feature_vulnerability,
-    read_off,
-    representation_vulnerability,
-)
 
 
 def random_scores(seed: int, n: int = 5) -> torch.Tensor:
@@ -300,17 +293,8 @@ def test_worst_case_is_worse_and_leaves_everything_alone() -> None:
     grads = [p.grad for p in f.parameters()]
     f.train()
     for detached in (True, False):
-        x_adv = information_attack(
-            f,
-            t,
-            X,
-            PGD_3,
-            Linf(0.1),
-            estimator="nce",
-            detached=detached,
-            ids=IDS,
-            seed=0,
-        )
+        adversary = Adversary(PGD_3, Linf(0.1))
+        x_adv = information_attack(f, t, X, adversary, estimator="nce", detached=detached, ids=IDS, seed=0)
         assert (x_adv - X).abs().max() <= 0.1 + 1e-6 and not x_adv.requires_grad
         f.eval(), t.eval()
         with torch.no_grad():
@@ -335,16 +319,16 @@ def test_detached_gradient_goes_through_the_code_alone() -> None:
         assert objective.batch
         return x_.detach()
 
-    information_attack(f, t, X, one_step, Linf(0.1), ids=IDS, seed=0)
+    information_attack(f, t, X, Adversary(one_step, Linf(0.1)), ids=IDS, seed=0)
     assert torch.allclose(seen[0], -through_code, atol=1e-7)
-    information_attack(f, t, X, one_step, Linf(0.1), detached=False, ids=IDS, seed=0)
+    information_attack(f, t, X, Adversary(one_step, Linf(0.1)), detached=False, ids=IDS, seed=0)
     assert not torch.allclose(seen[1], -through_code, atol=1e-5)
 
 
 def test_the_attack_refuses_early_leaving() -> None:
     f, t = networks()
     with pytest.raises(ValueError, match="couples it"):
-        information_attack(f, t, X, PGD(2, leave_early=True), Linf(0.1), ids=IDS, seed=0)
+        information_attack(f, t, X, Adversary(PGD(2, leave_early=True), Linf(0.1)), ids=IDS, seed=0)
 
 
 def test_methods_give_the_estimate() -> None:
@@ -432,13 +416,13 @@ def test_vulnerability() -> None:
 def test_the_second_critic_is_read_off_on_attacked_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both critics are read off on held-out pairs of an image and its own code: clean ones, then attacked ones."""
     f, _ = networks()
-    read, real = [], vulnerability.read_off
+    read, real = [], worst_case_mi.read_off
 
     def watched(critic: nn.Module, x: torch.Tensor, z: torch.Tensor, *rest: object) -> float:
         read.append((x.clone(), z.clone()))
         return real(critic, x, z, *rest)
 
-    monkeypatch.setattr(vulnerability, "read_off", watched)
+    monkeypatch.setattr(worst_case_mi, "read_off", watched)
     representation_vulnerability(
         f, lambda: networks()[1], X, X, PGD(3, random_start=False), Linf(0.1), estimator="nce", epochs=1, batch_size=6
     )

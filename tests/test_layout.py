@@ -32,13 +32,11 @@ ORDER = [
     {"objectives"},
     {"encoders"},
     {"foundation"},
-    {"regularizers"},
     {"methods"},
     {"optimizers", "checkpoints", "steps"},
     {"training"},
     {"passes"},
     {"heads"},
-    {"vulnerability"},
     {"suites"},
     {"evaluation"},
     {"early_stopping"},
@@ -47,7 +45,8 @@ ORDER = [
     {"book"},
 ]
 KIT = [  # the same, within robrep.book
-    {"results"},
+    {"files"},
+    {"results", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
     {"comparison", "figures"},
@@ -138,6 +137,8 @@ def test_one_repository_address() -> None:
         text = path.read_text() if path.exists() else ""
         for found in re.findall(r"git\+(https?://[^\s\"'`\\)@]+)", text):
             assert found.removesuffix(".git") == address, f"{path.name} installs from {found}"
+        if path.suffix == ".ipynb" and "git+" in text:
+            assert "robrep[book] @ git+" in text, f"{path.name} installs the library without what the pages need"
 
 
 def test_one_version() -> None:
@@ -154,7 +155,22 @@ def test_requirements() -> None:
     for line in lines:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+(,<2)?", line), line
         assert line.endswith(",<2") == line.startswith("jupyter-book"), line
-    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]) <= set(lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert {*project["dependencies"], *extras["book"]} <= set(lines)
+    assert {*extras["autoattack"], *extras["foundation"]} <= set(extras["book"]), "the chapters use both"
+    assert len(project["dependencies"]) <= 9, "the library stays thin"
+
+
+def test_the_library_declares_what_it_imports() -> None:
+    """A package that only an extra brings is imported by ``checks.optional``, which says what to install."""
+    names = {"scikit-learn": "sklearn"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
+    own = {"robrep", "PIL", "psutil"} | {names.get(name, name) for name in declared}  # torchvision brings Pillow
+    for path in LIBRARY:
+        others = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - own
+        assert not others, f"{path} imports {sorted(others)}, which pyproject.toml does not list"
 
 
 @pytest.mark.slow

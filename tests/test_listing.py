@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from robrep import regularizers, suites
+from robrep import suites
+from robrep.attacks import Adversary
 from robrep.book import results
 from robrep.book.figures import source
 from robrep.methods import VAEUrkle
 
 
 def test_the_source_of_methods_and_functions_without_docstrings() -> None:
-    shown = source(VAEUrkle.forward, regularizers.worst_case)
+    shown = source(VAEUrkle.forward, Adversary.worst_case)
     first, second = ast.parse(shown).body
     assert isinstance(first, ast.FunctionDef) and isinstance(second, ast.FunctionDef)
     assert (first.name, second.name) == ("forward", "worst_case") and '"""' not in shown
-    assert regularizers.worst_case.__doc__ and "return divergence(reference, model(x_adv))" in shown
+    assert Adversary.worst_case.__doc__ and "return divergence(reference, model(x_adv))" in shown
     assert shown._repr_markdown_() == f"```python\n{shown}\n```" and repr(shown) == str(shown)
 
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robrep import methods, regularizers
-from robrep.attacks import PGD, Linf
+from robrep import methods
+from robrep.attacks import PGD, Adversary, Linf
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
+from robrep.losses import cross_entropy, kl_categorical, squared_error
 from robrep.methods import AETRADES, TRADES, VAE, AdversarialTraining, Augmented, Supervised, VAEUrkle
 from robrep.random import fold, noise
 
 ATTACK, THREAT = PGD(2), Linf(0.1)
+ADVERSARY = Adversary(ATTACK, THREAT)
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y, IDS, SEED = torch.tensor([0, 2, 1, 1, 0]), torch.tensor([3, 1, 8, 10, 0]), 11
 
@@ -96,7 +98,7 @@ def test_supervised() -> None:
 
 def test_adversarial_training() -> None:
     method = make("AdversarialTraining").eval()
-    worst = regularizers.adversarial_cross_entropy(method.classifier, X, Y, ATTACK, THREAT, ids=IDS, seed=SEED)
+    worst = ADVERSARY.worst_case(lambda y, f: cross_entropy(f, y), method.classifier, X, Y, ids=IDS, seed=SEED)
     got = method(X, Y, IDS, SEED)["cross_entropy"]
     torch.testing.assert_close(got, worst.mean())
     assert got > nn.functional.cross_entropy(method.classifier(X), Y)
@@ -106,7 +108,7 @@ def test_adversarial_training() -> None:
 def test_trades(beta: float) -> None:
     method = make("TRADES", beta=beta).eval()
     logits = method.classifier(X)
-    worst = regularizers.trades(method.classifier, X, logits, ATTACK, THREAT, ids=IDS, seed=SEED)
+    worst = ADVERSARY.worst_case(kl_categorical, method.classifier, X, logits, ids=IDS, seed=SEED)
     terms = method(X, Y, IDS, SEED)
     torch.testing.assert_close(terms["cross_entropy"], nn.functional.cross_entropy(logits, Y))
     torch.testing.assert_close(terms["trades"], beta * worst.mean())
@@ -127,7 +129,7 @@ def test_trades_at_beta_zero_is_supervised() -> None:
 def test_autoencoder_trades(beta: float) -> None:
     method = make("AETRADES", beta=beta)
     output = method.decoder(method.encoder(X))
-    worst = regularizers.reconstruction_shift(method.autoencoder, X, output, ATTACK, THREAT, ids=IDS, seed=SEED)
+    worst = ADVERSARY.worst_case(squared_error, method.autoencoder, X, output, ids=IDS, seed=SEED)
     terms = method(X, Y, IDS, SEED)
     torch.testing.assert_close(terms["reconstruction"], (output - X).square().sum((1, 2, 3)).mean())
     torch.testing.assert_close(terms["trades"], beta * worst.mean())
@@ -157,7 +159,7 @@ def test_vae_urkle(beta_vae: float, beta_robust: float) -> None:
     method, plain = make("VAEUrkle", beta_robust=beta_robust, beta_vae=beta_vae), make("VAE", beta_vae=beta_vae)
     terms, expected = method(X, Y, IDS, SEED), plain(X, Y, IDS, SEED)
     assert all(torch.equal(terms[k], expected[k]) for k in expected)
-    worst = regularizers.urkle(method.encoder, X, method.encoder(X), ATTACK, THREAT, ids=IDS, seed=SEED)
+    worst = methods.urkle(method.encoder, X, method.encoder(X), ADVERSARY, ids=IDS, seed=SEED)
     torch.testing.assert_close(terms["urkle"], beta_robust * worst.mean())
     assert (terms["urkle"] > 0) == (beta_robust > 0)
     if not beta_robust:

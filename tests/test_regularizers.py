@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-from robrep.attacks import L2, PGD, Linf
+from robrep.attacks import L2, PGD, Adversary, Linf
 from robrep.encoders import ConvEncoder
 from robrep.gaussians import Gaussian
-from robrep.regularizers import adversarial_cross_entropy, reconstruction_shift, trades, urkle, worst_case
+from robrep.losses import cross_entropy, kl_categorical, squared_error
+from robrep.methods import urkle
 
 IDS, SEED = torch.tensor([4, 9, 2]), 7
 ATTACK, THREAT = PGD(3), Linf(0.1)
+ADVERSARY = Adversary(ATTACK, THREAT)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +27,10 @@ def seeded() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def swapped_cross_entropy(y: Tensor, logits: Tensor) -> Tensor:
+    return cross_entropy(logits, y)
 
 
 def images(n: int = 3, c: int = 1, side: int = 6) -> Tensor:
@@ -65,7 +71,7 @@ def test_urkle_by_hand() -> None:
         return kl_divergence(Independent(Normal(*reference), 1), Independent(Normal(*model(v)), 1))
 
     x_adv = by_hand(lambda v: divergence(v, True), model, x)
-    got, expected = urkle(model, x, p, ATTACK, THREAT, ids=IDS, seed=SEED), divergence(x_adv, False)
+    got, expected = urkle(model, x, p, ADVERSARY, ids=IDS, seed=SEED), divergence(x_adv, False)
     assert got.shape == (3,)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
     weights = list(model.parameters())
@@ -82,7 +88,7 @@ def test_trades_by_hand() -> None:
         lambda v: kl_divergence(Categorical(logits=logits.detach()), Categorical(logits=model(v))), model, x
     )
     expected = kl_divergence(Categorical(logits=logits), Categorical(logits=model(x_adv)))
-    got = trades(model, x, logits, ATTACK, THREAT, ids=IDS, seed=SEED)
+    got = ADVERSARY.worst_case(kl_categorical, model, x, logits, ids=IDS, seed=SEED)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -91,7 +97,7 @@ def test_reconstruction_shift_by_hand() -> None:
     output = model(x)
     x_adv = by_hand(lambda v: (output.detach() - model(v)).square().sum((1, 2, 3)), model, x)
     expected = (output - model(x_adv)).square().sum((1, 2, 3))
-    got = reconstruction_shift(model, x, output, ATTACK, THREAT, ids=IDS, seed=SEED)
+    got = ADVERSARY.worst_case(squared_error, model, x, output, ids=IDS, seed=SEED)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -103,7 +109,7 @@ def test_adversarial_cross_entropy_by_hand() -> None:
         return -model(v).log_softmax(1)[torch.arange(3), y]
 
     expected = loss(by_hand(loss, model, x))
-    got = adversarial_cross_entropy(model, x, y, ATTACK, THREAT, ids=IDS, seed=SEED)
+    got = ADVERSARY.worst_case(swapped_cross_entropy, model, x, y, ids=IDS, seed=SEED)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
     assert (got > loss(x)).all()
 
@@ -119,7 +125,7 @@ def test_urkle_of_a_linear_encoder_is_known(eps: float, norm: type) -> None:
         return Gaussian(mean, torch.ones_like(mean))
 
     x = torch.full((3, 1, 4, 4), 0.5, dtype=torch.float64)
-    got = urkle(model, x, model(x), PGD(60, eps / 10), norm(eps), ids=IDS, seed=SEED)
+    got = urkle(model, x, model(x), Adversary(PGD(60, eps / 10), norm(eps)), ids=IDS, seed=SEED)
     dual = w.abs().sum() if norm is Linf else w.norm()
     exact = (eps * dual).square() / 2
     torch.testing.assert_close(got, exact.expand(3), rtol=1e-12 if norm is Linf else 1e-3, atol=0)
@@ -131,7 +137,7 @@ def test_more_steps_and_larger_radii_find_more() -> None:
     ids = torch.arange(20)
 
     def value(steps: int, eps: float) -> float:
-        return urkle(model, x, model(x), PGD(steps), Linf(eps), ids=ids, seed=0).mean().item()
+        return urkle(model, x, model(x), Adversary(PGD(steps), Linf(eps)), ids=ids, seed=0).mean().item()
 
     values = [value(10, eps) for eps in (0, 0.01, 0.05, 0.2)]
     assert values[0] == pytest.approx(0, abs=1e-20) and values == sorted(values)
@@ -139,7 +145,7 @@ def test_more_steps_and_larger_radii_find_more() -> None:
 
 
 def all_regularizers(model: nn.Module, x: Tensor, attack: Any = ATTACK) -> list[tuple[str, Callable[[], Tensor]]]:
-    y, keywords = torch.tensor([2, 0, 1]), dict(ids=IDS, seed=SEED)
+    y, keywords, adversary = torch.tensor([2, 0, 1]), dict(ids=IDS, seed=SEED), Adversary(attack, THREAT)
 
     def codes(v: Tensor) -> Gaussian:
         return Gaussian(model(v), nn.functional.softplus(model(v)) + 0.1)
@@ -147,10 +153,10 @@ def all_regularizers(model: nn.Module, x: Tensor, attack: Any = ATTACK) -> list[
     gaussian = nn.Module()
     gaussian.model, gaussian.forward = model, codes  # type: ignore[assignment]
     return [
-        ("urkle", lambda: urkle(gaussian, x, gaussian(x), attack, THREAT, **keywords)),
-        ("trades", lambda: trades(model, x, model(x), attack, THREAT, **keywords)),
-        ("shift", lambda: reconstruction_shift(model, x, model(x), attack, THREAT, **keywords)),
-        ("ce", lambda: adversarial_cross_entropy(model, x, y, attack, THREAT, **keywords)),
+        ("urkle", lambda: urkle(gaussian, x, gaussian(x), adversary, **keywords)),
+        ("trades", lambda: adversary.worst_case(kl_categorical, model, x, model(x), **keywords)),
+        ("shift", lambda: adversary.worst_case(squared_error, model, x, model(x), **keywords)),
+        ("ce", lambda: adversary.worst_case(swapped_cross_entropy, model, x, y, **keywords)),
     ]
 
 
@@ -197,16 +203,16 @@ def test_the_attack_moves_no_running_statistics() -> None:
     norm = model[1]
     for steps in (1, 5):
         norm.reset_running_stats()
-        trades(model, x, model(x), PGD(steps), THREAT, ids=IDS, seed=SEED)
+        Adversary(PGD(steps), THREAT).worst_case(kl_categorical, model, x, model(x), ids=IDS, seed=SEED)
         assert norm.num_batches_tracked == 2
 
 
 def test_examples_are_independent_of_each_other() -> None:
     model, x = encoder(), images()
-    whole = urkle(model, x, model(x), ATTACK, THREAT, ids=IDS, seed=SEED)
+    whole = urkle(model, x, model(x), ADVERSARY, ids=IDS, seed=SEED)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = urkle(model, x[one], model(x[one]), ATTACK, THREAT, ids=IDS[one], seed=SEED)
+        alone = urkle(model, x[one], model(x[one]), ADVERSARY, ids=IDS[one], seed=SEED)
         torch.testing.assert_close(alone, whole[one], rtol=1e-9, atol=1e-12)
 
 
@@ -215,6 +221,6 @@ def test_worst_case_with_a_divergence_of_ones_own() -> None:
         return 1 - nn.functional.cosine_similarity(a, b)
 
     model, x = encoder(gaussian=False), images()
-    value = worst_case(cosine, model, x, model(x), PGD(10), Linf(0.2), ids=IDS, seed=SEED)
+    value = Adversary(PGD(10), Linf(0.2)).worst_case(cosine, model, x, model(x), ids=IDS, seed=SEED)
     assert value.shape == (3,) and (value > 1e-6).all()
     assert not math.isnan(value.sum().item())

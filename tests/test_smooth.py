@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 from robrep import methods
-from robrep.attacks import PGD, Linf
+from robrep.attacks import PGD, Adversary, Linf
 from robrep.encoders import ConvDecoder, FlatConvEncoder, MeanCode, MLPDecoder, MLPEncoder, log_variance_code
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, wasserstein2
 from robrep.losses import negative_elbo, negative_se_elbo, pair_log_normalizer, prior_cross_entropy, squared_error
-from robrep.methods import GaussianVAE, SmoothEncoder
+from robrep.methods import GaussianVAE, SmoothEncoder, selection_attack
 from robrep.random import fold, noise
-from robrep.regularizers import select
 from robrep.training import fit
 
 ATTACK, THREAT = PGD(4), Linf(0.2)
@@ -124,7 +123,7 @@ def test_variance_is_positive(variance: float) -> None:
 def test_selection_by_hand(distance: Any) -> None:
     encoder, _ = mlp()
     p = encoder(X)
-    x_adv = select(encoder, X, p, ATTACK, THREAT, distance=distance, gamma=2.0, ids=IDS, seed=SEED)
+    x_adv = selection_attack(encoder, X, p, Adversary(ATTACK, THREAT), distance=distance, gamma=2.0, ids=IDS, seed=SEED)
     assert not x_adv.requires_grad and THREAT.distance(x_adv, X).max() <= 0.2 + 1e-9
     assert x_adv.min() >= 0 and x_adv.max() <= 1
 
@@ -155,7 +154,7 @@ def test_method_by_hand(pair: Any) -> None:
     terms = method(X, Y, IDS, SEED)
     p = encoder(X)
     z = p.sample(noise(fold(SEED, "z"), IDS, (6,)))
-    q = encoder(select(encoder, X, p, ATTACK, THREAT, ids=IDS, seed=SEED))
+    q = encoder(selection_attack(encoder, X, p, Adversary(ATTACK, THREAT), ids=IDS, seed=SEED))
     expected = negative_se_elbo(X, decoder(z), p, q, gamma=1.5, variance=0.2)
     for name, term in expected.items():
         torch.testing.assert_close(terms[name], term.mean())

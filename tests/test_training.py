@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robrep import progress, training
-from robrep.attacks import PGD, Linf
+from robrep import checkpoints, progress, training
+from robrep.attacks import PGD, Adversary, Linf
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.losses import cross_entropy
 from robrep.methods import TRADES, Supervised, VAEUrkle
@@ -455,7 +455,7 @@ SCRIPT = textwrap.dedent("""
 
     folder, when = Path(sys.argv[2]), sys.argv[3]
     settings = t.USUAL | {"epochs": 4, "lr": 1e-3}
-    t.training.code_hash = lambda: "the same"  # whoever edits the library meanwhile
+    t.checkpoints.code_hash = lambda: "the same"  # whoever edits the library meanwhile
     method, save, written = t.dropped(), torch.save, []
 
     def die():
@@ -538,14 +538,14 @@ def test_checkpoint_of_other_networks_weights_or_code(tmp_path: Path, monkeypatc
     cut_short(urkle(), path)
     wider, other_attack, other_start, other_floor = urkle(), urkle(), urkle(), urkle()
     wider.decoder = ConvDecoder((1, 8, 8), 4, widths=(8, 4, 4))
-    other_attack.attack = PGD(3)
+    other_attack.adversary = Adversary(PGD(3), other_attack.adversary.threat)
     with torch.no_grad():
         other_start.encoder.code.bias[0] += 1e-3
     other_floor.encoder.min_scale = 0.5  # no module shows it, yet it is another encoder
     for method in (wider, other_attack, other_start, other_floor):
         with pytest.raises(ValueError, match="is from other settings"):
             fit(method, X, Y, **USUAL, checkpoint=path)
-    monkeypatch.setattr(training, "code_hash", lambda: "another")
+    monkeypatch.setattr(checkpoints, "code_hash", lambda: "another")
     with pytest.raises(ValueError, match="code = '.*', now 'another'"):
         fit(urkle(), X, Y, **USUAL, checkpoint=path)
 
@@ -701,7 +701,7 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files += 1
         assert len(os.listdir(tmp_path)) == files
         assert run(**change)[2] == 0, change
-    monkeypatch.setattr(training, "code_hash", lambda: "another")
+    monkeypatch.setattr(checkpoints, "code_hash", lambda: "another")
     assert run()[2] == 15
     assert len(os.listdir(tmp_path)) == files + 1
 
@@ -828,7 +828,7 @@ def test_fit_reports_its_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 
 def test_heavy_packages_wait_until_they_are_used() -> None:
-    rooms = "checks, random, files, progress, gaussians, losses, attacks, encoders, regularizers, methods, training"
+    rooms = "checks, random, files, progress, gaussians, losses, attacks, encoders, methods, training"
     code = (
         "import sys, json, torch; before = set(sys.modules)\n"
         f"from robrep import {rooms}, heads, evaluation; print(json.dumps(sorted(set(sys.modules) - before)))"

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, replace_rows, runs
-from robrep.attacks.threats import Threat, column
+from robrep.attacks.engine import Best, Problem, Search, replace_rows
+from robrep.attacks.threats import column
 from robrep.checks import positive_int
-from robrep.random import Seed
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -48,7 +47,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Search):
     """AutoPGD: ascent with momentum whose step is halved where it stops helping (Croce and Hein 2020, algorithm 1).
 
     The first step is 2 eps. A step moves 3/4 along the (projected) gradient step and 1/4 along the last move. At each
@@ -79,41 +78,22 @@ class APGD:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         return f"APGD-{self.steps}{restarts}{'' if self.random_start else ', no random start'}"
 
-    def __call__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        threat: Threat,
-        *given: Any,
-        ids: Tensor | None = None,
-        seed: Seed = 0,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`. The best iterate is returned."""
-        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
-        found = Best(problem.x, first=self.leave_early)
-        for restart, todo, given_start in runs(problem, found, self.restarts, start, self.leave_early):
-            self._climb(todo, todo.first(given_start, self.random_start, "start", restart), found, restart)
-        return problem.finite(found.x)
-
-    def _climb(self, todo: Problem, x_adv: Tensor, found: Best, restart: int) -> None:
-        """One run from ``x_adv``; ``found`` sees each example's best point, and the first at which it is done."""
-        project, looks, since = todo.threat.projection(todo.x), set(checkpoints(self.steps)), 0
-        s = self._begin(todo, x_adv, found, restart)
+    def climb(self, todo: Problem, best: Best, restart: int) -> None:
+        looks, since = set(checkpoints(self.steps)), 0
+        s = self._begin(todo, todo.first(restart, self.random_start), best, restart)
         for step in range(1, self.steps + 1):
-            if self.leave_early and (stay := todo.leaving(found, step - 1)) is not None:
+            if (stay := todo.staying(best, step - 1)) is not None:
                 todo, s = todo.take(stay), s.take(stay)
                 if not len(s.x_adv):
                     return
-                project = todo.threat.projection(todo.x)
-            s.x_adv, s.previous = _move(s, project, momentum=step > 1), s.x_adv
+            s.x_adv, s.previous = _move(s, todo.project, momentum=step > 1), s.x_adv
             if step < self.steps:
                 score, done, grad = todo.ascent(s.x_adv, "step", restart, step)
                 s.direction = todo.threat.direction(grad)
             else:  # no step follows the last point
                 score, done = todo.score(s.x_adv, "step", restart, step)
             if done is not None:
-                found.see_done(todo.place, s.x_adv, score, done & ~s.done)
+                best.see_done(todo.place, s.x_adv, score, done & ~s.done)
                 s.done = s.done | done
             better = score > s.best_score
             replace_rows(s.best, s.x_adv, better)
@@ -128,14 +108,14 @@ class APGD:
                 s.size = torch.where(s.halved, s.size / 2, s.size)
                 replace_rows(s.x_adv, s.best, s.halved)
                 replace_rows(s.direction, s.best_direction, s.halved)
-        found.see(todo.place, s.best, s.best_score)  # of those that are not done: a point that is done stays
+        best.see(todo.place, s.best, s.best_score)  # of those that are not done: a point that is done stays
 
-    def _begin(self, todo: Problem, x_adv: Tensor, found: Best, restart: int) -> _State:
+    def _begin(self, todo: Problem, x_adv: Tensor, best: Best, restart: int) -> _State:
         """The state before the first step."""
         score, done, grad = todo.ascent(x_adv, "step", restart, 0)
         direction, eps = todo.threat.direction(grad), todo.threat.eps
         done = torch.zeros_like(score, dtype=torch.bool) if done is None else done
-        found.see_done(todo.place, x_adv, score, done)
+        best.see_done(todo.place, x_adv, score, done)
         return _State(
             x_adv=x_adv,
             previous=x_adv.clone(),

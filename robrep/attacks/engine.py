@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LEAVE_EVERY = 5  # steps after which examples may leave on an accelerator; on a CPU they may after each
 
 Objective = Callable[..., Any]  # (x', *given) -> scores (N,), or (scores (N,), done (N,))
+Attack = Callable[..., Tensor]  # (objective, x, threat, *given, ids, seed) -> x'
 F = TypeVar("F", bound=Callable[..., Any])
 
 # --- objectives and modes -----------------------------------------------------------------------------------------
@@ -75,15 +77,16 @@ def attack_mode(*modules: Any, batch_norm: Literal["eval", "batch"] = "eval") ->
             m.track_running_stats = track
 
 
-def _draws(objective: Objective) -> bool:
-    return getattr(objective, "random", False)
+def _noise(objective: Objective, ids: Tensor, seed: Seed, *at: int | str) -> dict[str, Any]:
+    """What an objective that draws noise gets beside x' and ``given``; ``at`` names the place in the attack."""
+    return {"ids": ids, "seed": fold(seed, *at) if at else seed} if getattr(objective, "random", False) else {}
 
 
 def _scored(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], **keywords: Any
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], noise: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """``objective(x', *given)``, with ids and seed if it draws noise: checked scores, and who is done if it says so."""
-    result = objective(x_adv, *given, **keywords)
+    """``objective(x', *given, **noise)``: checked scores, and who is done if it says so."""
+    result = objective(x_adv, *given, **noise)
     score, done = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     n = len(x_adv)
     if not isinstance(score, Tensor) or score.shape != (n,):
@@ -96,20 +99,16 @@ def _scored(
 
 
 def _ascent(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], **keywords: Any
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], noise: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As :func:`_scored`, and the gradient of the summed scores with respect to x'."""
     with torch.enable_grad():
         x_adv = x_adv.detach().requires_grad_()
-        score, done = _scored(objective, x_adv, given, **keywords)
+        score, done = _scored(objective, x_adv, given, noise)
         grad = torch.autograd.grad(score.sum(), x_adv, allow_unused=True)[0] if score.requires_grad else None
         if grad is None:
             raise ValueError("objective does not depend on x': its graph is cut (a detach, no_grad or numpy inside?)")
     return score.detach(), done, grad
-
-
-def scores(objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed) -> Tensor:
-    """``objective(x', *given)``, with ids and seed if it draws noise; checked to be one score for each example."""
-    return _scored(objective, x_adv, given, **({"ids": ids, "seed": seed} if _draws(objective) else {}))[0]
 
 
 def gradient(
@@ -123,7 +122,7 @@ def gradient(
     Raises:
         ValueError: the objective gives anything but one score for each example, or does not depend on x'.
     """
-    score, _, grad = _ascent(objective, x_adv, given, **({"ids": ids, "seed": seed} if _draws(objective) else {}))
+    score, _, grad = _ascent(objective, x_adv, given, _noise(objective, ids, seed))
     return score, grad
 
 
@@ -162,7 +161,8 @@ class Problem:
     """The examples that one call of an attack works on; ``take`` gives some of them.
 
     Attributes:
-        objective, x, threat, given, ids, seed: as the attack's caller gave them, cut to these examples.
+        objective, x, threat, given, ids, seed, start: as the attack's caller gave them, cut to these examples.
+        leave_early: whether examples that are done may leave.
         place: int64 (N,), the examples' rows in the caller's batch.
         sums: of all gradients seen, one for each row of the caller's batch: finite only if all of them were.
     """
@@ -173,55 +173,56 @@ class Problem:
     given: tuple[Any, ...]
     ids: Tensor
     seed: Seed
+    start: Tensor | None
+    leave_early: bool
     place: Tensor
     sums: Tensor
 
-    @classmethod
-    def of(
-        cls,
-        objective: Objective,
-        x: Tensor,
-        threat: Threat,
-        given: tuple[Any, ...],
-        ids: Tensor | None,
-        seed: Seed,
-        start: Tensor | None,
-        leave_early: bool,
-    ) -> Problem:
-        """Check what an attack was called with.
-
-        Raises:
-            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], ``ids`` has another length or ``start``
-                another shape; early leaving is asked for and the examples of the batch depend on each other.
-        """
-        x = check_images(x).detach()
-        place = torch.arange(len(x), device=x.device)
-        ids = place if ids is None else ids.to(x.device)
-        check_count("ids", ids, x)
-        if start is not None and check_images(start, "start").shape != x.shape:
-            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
-        if leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
-            why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
-            raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
-        sums = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        return cls(objective, x, threat, given, ids, seed, place, sums)
-
     def take(self, index: Tensor) -> Problem:
         """Some of the examples, by a mask."""
-        x, place, given = self.x[index], self.place[index], tuple(_take(g, index) for g in self.given)
-        return replace(self, x=x, place=place, given=given, ids=self.ids[index], threat=self.threat.take(index))
+        return replace(
+            self,
+            x=self.x[index],
+            threat=self.threat.take(index),
+            given=tuple(_take(g, index) for g in self.given),
+            ids=self.ids[index],
+            start=_take(self.start, index),
+            place=self.place[index],
+        )
 
-    def _noise(self, at: tuple[int | str, ...]) -> dict[str, Any]:
-        return {"ids": self.ids, "seed": fold(self.seed, *at)} if _draws(self.objective) else {}
+    def runs(self, best: Best, restarts: int) -> Iterator[tuple[int, Problem]]:
+        """The runs of an attack: each one's number, and the examples it works on.
+
+        Where examples may leave, a run works on what the runs before it left; there is none when nothing is left.
+        """
+        for restart in range(restarts):
+            if not self.leave_early or not best.done.any():
+                yield restart, self
+            elif not best.done.all():
+                yield restart, self.take(~best.done)
+
+    def first(self, restart: int, random_start: bool) -> Tensor:
+        """Where a run begins: the first one at the caller's ``start`` if there is one; else at a random point, or x."""
+        if restart == 0 and self.start is not None:
+            return self.project(self.start.detach().to(self.x, copy=True))
+        if random_start:
+            return self.threat.start(self.x, self.ids, fold(self.seed, "start", restart))
+        return self.x.clone()
+
+    @cached_property
+    def project(self) -> Callable[[Tensor], Tensor]:
+        """The function that brings a point back to A(x); it may write into its argument."""
+        return self.threat.projection(self.x)
 
     @torch.no_grad()
     def score(self, x_adv: Tensor, *at: int | str) -> tuple[Tensor, Tensor | None]:
         """Scores (N,) at x', and who is done if the objective says so; ``at`` names the noise it may draw."""
-        return _scored(self.objective, x_adv, self.given, **self._noise(at))
+        return _scored(self.objective, x_adv, self.given, _noise(self.objective, self.ids, self.seed, *at))
 
     def ascent(self, x_adv: Tensor, *at: int | str) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scores, who is done, and the gradient of the summed scores with respect to x'."""
-        score, done, grad = _ascent(self.objective, x_adv, self.given, **self._noise(at))
+        noise = _noise(self.objective, self.ids, self.seed, *at)
+        score, done, grad = _ascent(self.objective, x_adv, self.given, noise)
         # row by row: the threads of a CPU that share one large sum wait for each other, for longer than the sum takes
         sums = grad.flatten(1).sum(1, dtype=self.sums.dtype)
         if len(sums) == len(self.sums):
@@ -230,17 +231,9 @@ class Problem:
             self.sums.index_add_(0, self.place, sums)
         return score, done, grad
 
-    def first(self, start: Tensor | None, random_start: bool, *at: int | str) -> Tensor:
-        """Where a run begins: at the caller's ``start`` if it has one, else at a random point, or at x."""
-        if start is not None:
-            return self.threat.projection(self.x)(start.detach().to(self.x, copy=True))
-        if random_start:
-            return self.threat.start(self.x, self.ids, fold(self.seed, *at))
-        return self.x.clone()
-
-    def leaving(self, best: Best, step: int) -> Tensor | None:
-        """Which examples stay (N,), if some are done and may leave the batch after this step; else None."""
-        if (step + 1) % (1 if self.x.device.type == "cpu" else LEAVE_EVERY):
+    def staying(self, best: Best, step: int) -> Tensor | None:
+        """The mask (N,) of the examples that stay, if some are done and may leave after this step; else None."""
+        if not self.leave_early or (step + 1) % (1 if self.x.device.type == "cpu" else LEAVE_EVERY):
             return None
         stay = ~best.done[self.place]
         return None if stay.all() else stay
@@ -304,17 +297,65 @@ class Best:
         self.see(place, x_adv, torch.where(done, score, -torch.inf), done)
 
 
-def runs(
-    problem: Problem, best: Best | None, restarts: int, start: Tensor | None, leave_early: bool
-) -> Iterator[tuple[int, Problem, Tensor | None]]:
-    """The runs of an attack: each one's number, the examples it works on, and the caller's start for the first.
+class Search:
+    """An attack: runs from several starts, of which each example keeps its best.
 
-    With ``leave_early`` a run works on what the runs before it left, and there is none when nothing is left.
+    Attributes:
+        restarts: number of runs.
+        leave_early: whether examples that the objective calls done leave the batch.
     """
-    for restart in range(restarts):
-        todo = problem
-        if best is not None and leave_early and best.done.any():
-            if best.done.all():
-                return
-            todo = problem.take(~best.done)
-        yield restart, todo, start if restart == 0 else None
+
+    restarts: int
+    leave_early: bool
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        threat: Threat,
+        *given: Any,
+        ids: Tensor | None = None,
+        seed: Seed = 0,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Search A(x) for the input that makes the objective largest.
+
+        Args:
+            objective: ``objective(x', *given)`` -> scores, shape (N,), or (scores, done) with a bool (N,) that says
+                which examples need no more; see :func:`random_objective` for noise.
+            x: images in [0, 1], shape (N, C, H, W).
+            threat: the ball.
+            given: tensors with N rows, or tuples of them, passed on to the objective.
+            ids: int64, shape (N,), naming the examples' random streams; 0 ... N - 1 if None.
+            seed: seed of the random streams.
+            start: images to begin the first run from (brought back into the ball) in place of a random start.
+
+        Returns:
+            x', detached, of the shape and dtype of ``x``, inside the ball (to 1e-6) and in [0, 1].
+
+        Raises:
+            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], ``ids`` or ``start`` do not fit it, the
+                objective's result is malformed, or early leaving is asked for where the batch's examples depend on each
+                other.
+            FloatingPointError: the objective's gradient is not finite. On an accelerator, and in training after the
+                first step, nothing is raised: the host would have to wait. Such an image comes back as NaN.
+        """
+        x = check_images(x).detach()
+        place = torch.arange(len(x), device=x.device)
+        ids = place if ids is None else ids.to(x.device)
+        check_count("ids", ids, x)
+        if start is not None and check_images(start, "start").shape != x.shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
+        if self.leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):
+            why = "batch norm uses the batch's statistics" if _batch_statistics.get() else "the objective couples it"
+            raise ValueError(f"leave_early is True, expected False: no example can leave this batch, {why}")
+        sums = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        problem = Problem(objective, x, threat, given, ids, seed, start, self.leave_early, place, sums)
+        best = Best(problem.x, first=self.leave_early)
+        for restart, todo in problem.runs(best, self.restarts):
+            self.climb(todo, best, restart)
+        return problem.finite(best.x)
+
+    def climb(self, todo: Problem, best: Best, restart: int) -> None:
+        """One run on the examples of ``todo``; ``best`` sees the points that count."""
+        raise NotImplementedError

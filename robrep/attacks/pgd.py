@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, runs
+from robrep.attacks.engine import Best, Objective, Problem, Search
 from robrep.attacks.threats import Threat, check_count, check_radius, column, text
 from robrep.checks import nonnegative, one_of, positive_int
-from robrep.random import Seed
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Search):
     """Projected gradient ascent with steps of the norm's own steepest direction (Madry et al. 2018).
 
     Args:
@@ -61,77 +61,35 @@ class PGD:
         kept = ", best iterate" if self.keep == "best" else ""
         return f"PGD-{self.steps}{step}{restarts}{start}{kept}{', first success' if self.leave_early else ''}"
 
-    def __call__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        threat: Threat,
-        *given: Any,
-        ids: Tensor | None = None,
-        seed: Seed = 0,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Search A(x) for the input that makes the objective largest.
-
-        Args:
-            objective: ``objective(x', *given)`` -> scores, shape (N,), or (scores, done) with a bool (N,) that says
-                which examples need no more; see :func:`random_objective` for noise.
-            x: images in [0, 1], shape (N, C, H, W).
-            threat: the ball.
-            given: tensors with N rows, or tuples of them, passed on to the objective.
-            ids: int64, shape (N,), naming the examples' random streams; 0 ... N - 1 if None.
-            seed: seed of the random streams.
-            start: images to begin the first run from (brought back into the ball) in place of a random start.
-
-        Returns:
-            x', detached, of the shape and dtype of ``x``, inside the ball (to 1e-6) and in [0, 1].
-
-        Raises:
-            TypeError, ValueError: ``x`` is not a batch of images in [0, 1], or the objective's result is malformed.
-            FloatingPointError: the objective's gradient is not finite. On an accelerator, and in training after the
-                first step, nothing is raised: the host would have to wait. Such an image comes back as NaN.
-        """
-        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
-        if isinstance(self.step_size, Tensor):
-            check_count("step_size", self.step_size, problem.x)
-        best = None
-        if self.keep == "best" or self.restarts > 1 or self.leave_early:
-            best = Best(problem.x, first=self.leave_early)
-        for restart, todo, given_start in runs(problem, best, self.restarts, start, self.leave_early):
-            last = self._climb(todo, todo.first(given_start, self.random_start, "start", restart), best, restart)
-        return problem.finite(last if best is None else best.x)
-
-    def _size(self, problem: Problem) -> float | Tensor:
-        if self.step_size is None:
-            return (2.5 / self.steps if self.relative_step is None else self.relative_step) * problem.threat.eps
-        return self.step_size[problem.place] if isinstance(self.step_size, Tensor) else self.step_size
-
-    def _climb(self, todo: Problem, x_adv: Tensor, best: Best | None, restart: int) -> Tensor:
-        """One run from ``x_adv``, which it may write to: the last iterate; ``best`` sees what counts."""
-        project, size = todo.threat.projection(todo.x), self._size(todo)
+    def climb(self, todo: Problem, best: Best, restart: int) -> None:
+        x_adv = todo.first(restart, self.random_start)
         for step in range(self.steps):
             score, done, grad = todo.ascent(x_adv, "step", restart, step)
-            if best is not None and self.keep == "best":
+            if self.keep == "best":
                 best.see(todo.place, x_adv, score, done)
-                x_adv = x_adv.clone()  # the steps below write in place
-            if best is not None and self.leave_early and done is not None:
+            if self.leave_early and done is not None:
                 best.see_done(todo.place, x_adv, score, done)
-                if (stay := todo.leaving(best, step)) is not None:
+                if (stay := todo.staying(best, step)) is not None:
                     todo, x_adv, grad = todo.take(stay), x_adv[stay], grad[stay]
                     if not len(x_adv):
-                        return x_adv
-                    project, size = todo.threat.projection(todo.x), self._size(todo)
-            x_adv = project(_step(x_adv, todo.threat.direction(grad), size))
-        if best is not None:
+                        return
+            x_adv = todo.project(self._step(x_adv, todo.threat.direction(grad), todo))
+        if self.keep == "best" or self.restarts > 1 or self.leave_early:
             best.see(todo.place, x_adv, *todo.score(x_adv, "step", restart, self.steps))
-        return x_adv
+        else:
+            best.x = x_adv
 
-
-def _step(x_adv: Tensor, direction: Tensor, size: float | Tensor) -> Tensor:
-    """x' + size * direction, written into ``x_adv``."""
-    if isinstance(size, Tensor):
-        return x_adv.add_(direction.mul_(column(size, x_adv)))
-    return x_adv.add_(direction, alpha=size)
+    def _step(self, x_adv: Tensor, direction: Tensor, todo: Problem) -> Tensor:
+        """x' + size * direction."""
+        size = self.step_size
+        if size is None:
+            size = (2.5 / self.steps if self.relative_step is None else self.relative_step) * todo.threat.eps
+        elif isinstance(size, Tensor):
+            check_count("step_size", size, todo.sums)
+            size = size[todo.place]
+        if isinstance(size, Tensor):
+            return x_adv + direction * column(size, x_adv)
+        return torch.add(x_adv, direction, alpha=size)
 
 
 @dataclass(frozen=True)
@@ -148,16 +106,7 @@ class FGSM:
     def __str__(self) -> str:
         return f"FGSM{', random start' if self.random_start else ''}"
 
-    def __call__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        threat: Threat,
-        *given: Any,
-        ids: Tensor | None = None,
-        seed: Seed = 0,
-        start: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, objective: Objective, x: Tensor, threat: Threat, *given: Any, **keywords: Any) -> Tensor:
         """As :meth:`PGD.__call__`."""
         step = PGD(1, random_start=self.random_start, relative_step=1.25 if self.random_start else 1.0)
-        return step(objective, x, threat, *given, ids=ids, seed=seed, start=start)
+        return step(objective, x, threat, *given, **keywords)

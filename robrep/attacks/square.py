@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from robrep.attacks.engine import Best, Objective, Problem, runs
-from robrep.attacks.threats import L2, Linf, Threat, column, rows
+from robrep.attacks.engine import Best, Problem, Search
+from robrep.attacks.threats import L2, Linf, column, rows
 from robrep.checks import nonnegative, positive_int
 from robrep.random import Seed, fold, uniform
 
@@ -25,7 +24,7 @@ def share(query: int, queries: int, p_init: float) -> float:
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Search):
     """Square attack: tries random squares and keeps those that raise the score (Andriushchenko et al. 2020).
 
     A black-box attack: it calls the objective and never its gradient, so that it also works where gradients are
@@ -56,52 +55,27 @@ class Square:
     def __str__(self) -> str:
         return f"Square-{self.queries}{f', {self.restarts} restarts' if self.restarts > 1 else ''}"
 
-    def __call__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        threat: Threat,
-        *given: Any,
-        ids: Tensor | None = None,
-        seed: Seed = 0,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Search A(x); arguments, result and errors as for :meth:`PGD.__call__`, except that no gradient is needed.
-
-        Raises:
-            TypeError: ``threat`` is neither ``Linf`` nor ``L2``.
-        """
-        if not isinstance(threat, Linf | L2):
-            raise TypeError(f"threat is a {type(threat).__name__}, expected Linf or L2")
-        problem = Problem.of(objective, x, threat, given, ids, seed, start, self.leave_early)
-        found = Best(problem.x, first=self.leave_early)
-        for restart, todo, given_start in runs(problem, found, self.restarts, start, self.leave_early):
-            self._search(todo, given_start, found, restart)
-        return found.x
-
-    def _search(self, todo: Problem, start: Tensor | None, found: Best, restart: int) -> None:
-        linf = isinstance(todo.threat, Linf)
-        if start is not None:
-            best = todo.first(start, False)
-        else:
-            best = (_stripes if linf else _tiles)(todo, fold(todo.seed, "square", restart))
-        score, done = todo.score(best, "query", restart, 0)
+    def climb(self, todo: Problem, best: Best, restart: int) -> None:
+        if not isinstance(todo.threat, Linf | L2):
+            raise TypeError(f"threat is a {type(todo.threat).__name__}, expected Linf or L2")
+        begin, propose = (_stripes, _square) if isinstance(todo.threat, Linf) else (_tiles, _window)
+        given = restart == 0 and todo.start is not None
+        x_adv = todo.first(restart, False) if given else begin(todo, fold(todo.seed, "square", restart))
+        score, done = todo.score(x_adv, "query", restart, 0)
         is_done = torch.zeros_like(score, dtype=torch.bool) if done is None else done
         drawn: Tensor | None = None
         for query in range(1, self.queries):
             if self.leave_early and done is not None:
-                found.see_done(todo.place, best, score, is_done)
-                if (stay := todo.leaving(found, query - 1)) is not None:
-                    todo, best, score, is_done = todo.take(stay), best[stay], score[stay], is_done[stay]
+                best.see_done(todo.place, x_adv, score, is_done)
+                if (stay := todo.staying(best, query - 1)) is not None:
+                    todo, x_adv, score, is_done = todo.take(stay), x_adv[stay], score[stay], is_done[stay]
                     drawn = drawn[stay] if drawn is not None else None
-                    if not len(best):
+                    if not len(x_adv):
                         return
             if drawn is None or (query - 1) % CHUNK == 0:
                 chunk = fold(todo.seed, "squares", restart, (query - 1) // CHUNK)
-                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + best.shape[1]))
-            u = drawn[:, (query - 1) % CHUNK]
-            p = share(query - 1, self.queries, self.p_init)
-            trial = (_square if linf else _window)(todo, best, u, p)
+                drawn = uniform(chunk, todo.ids, (CHUNK, 5 + x_adv.shape[1]))
+            trial = propose(todo, x_adv, drawn[:, (query - 1) % CHUNK], share(query - 1, self.queries, self.p_init))
             new_score, done = todo.score(trial, "query", restart, query)
             better = new_score > score
             if done is not None:
@@ -109,9 +83,9 @@ class Square:
                 if self.leave_early:  # an example that is done and still here stays where it is
                     better = better & ~is_done
                 is_done = is_done | done
-            best = torch.where(column(better, best).bool(), trial, best)
+            x_adv = torch.where(column(better, x_adv).bool(), trial, x_adv)
             score = torch.where(better, new_score, score)
-        found.see(todo.place, best, score, is_done)
+        best.see(todo.place, x_adv, score, is_done)
 
 
 def _signs(u: Tensor, x: Tensor) -> Tensor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from robrep.checks import may_look, nonnegative
 from robrep.random import Seed, fold, noise, uniform
-
-T = TypeVar("T", "Linf", "L2")
 
 
 def check_radius(value: float | Tensor, name: str = "eps") -> None:
@@ -42,11 +40,6 @@ def rows(value: float | Tensor, x: Tensor) -> float | Tensor:
 
 def text(value: float | Tensor) -> str:
     return "varying with the image" if isinstance(value, Tensor) else f"{value:g}"
-
-
-def _take(threat: T, index: Tensor) -> T:
-    eps = threat.eps
-    return replace(threat, eps=eps[index.to(eps.device)]) if isinstance(eps, Tensor) else threat
 
 
 def _norm(d: Tensor) -> Tensor:
@@ -80,7 +73,24 @@ class Threat(Protocol):
 
 
 @dataclass(frozen=True)
-class Linf:
+class Ball:
+    """What the balls of all norms share."""
+
+    eps: float | Tensor
+    norm: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_radius(self.eps)
+
+    def take(self, index: Tensor) -> Self:
+        return replace(self, eps=self.eps[index.to(self.eps.device)]) if isinstance(self.eps, Tensor) else self
+
+    def __str__(self) -> str:
+        return f"{self.norm} ball of radius {text(self.eps)}"
+
+
+@dataclass(frozen=True)
+class Linf(Ball):
     """max_i |x'_i - x_i| <= eps and x' in [0, 1].
 
     Args:
@@ -91,10 +101,7 @@ class Linf:
         TypeError: it is not a number.
     """
 
-    eps: float | Tensor
-
-    def __post_init__(self) -> None:
-        check_radius(self.eps)
+    norm = "l-inf"
 
     def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         u = uniform(seed, ids, x.shape[1:]).to(x)
@@ -108,24 +115,15 @@ class Linf:
         low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
         return lambda x_adv: x_adv.clamp_(low, high)
 
-    def take(self, index: Tensor) -> Linf:
-        return _take(self, index)
-
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().flatten(1).amax(1)
 
-    def __str__(self) -> str:
-        return f"l-inf ball of radius {text(self.eps)}"
-
 
 @dataclass(frozen=True)
-class L2:
+class L2(Ball):
     """||x' - x||_2 <= eps and x' in [0, 1]; arguments and errors as for :class:`Linf`."""
 
-    eps: float | Tensor
-
-    def __post_init__(self) -> None:
-        check_radius(self.eps)
+    norm = "l2"
 
     def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         direction = noise(fold(seed, "direction"), ids, x.shape[1:]).to(x)
@@ -151,11 +149,5 @@ class L2:
 
         return project
 
-    def take(self, index: Tensor) -> L2:
-        return _take(self, index)
-
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         return _norm(a - b)
-
-    def __str__(self) -> str:
-        return f"l2 ball of radius {text(self.eps)}"

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import APGD, L2, PGD, Linf, Square, random_objective
+from robrep.attacks import APGD, L2, PGD, Attack, Linf, Square, random_objective
 from robrep.audit.report import Finding, Limits, worst
 from robrep.audit.subject import CALLS, Subject, of
 from robrep.gaussians import upcast
 from robrep.objectives import LOSSES, classifier_objective, predict
 from robrep.random import fold
-from robrep.rates import Rate
-from robrep.regularizers import Attack
+from robrep.rates import Rate, curve
 
 STEPS = 3  # how many times the attack's own steps the longer one takes
 FEWEST = 20  # steps of the longer one
@@ -178,9 +177,8 @@ def radius(s: Subject, right: Tensor, attack: Attack, here: Rate) -> tuple[Findi
         if factor != 1 and factor * mean < whole:
             rates[factor * mean] = rate(replace(s.threat, eps=factor * s.threat.eps))
     radii = sorted(rates)
-    curve = {"x": radii, "y": [rates[r].value for r in radii]}
-    curve |= {"low": [rates[r].low for r in radii], "high": [rates[r].high for r in radii]}
-    y, n = curve["y"], len(right)
+    falling = curve(radii, [rates[r] for r in radii])
+    y, n = falling["y"], len(right)
     left, rises = y[-1], max(max(y[i:]) - v for i, v in enumerate(y))
     told = ", ".join(f"{100 * v:.0f} % at {r:.3g}" for r, v in zip(radii, y, strict=True))
     text = f"Accuracy against the radius: {told}."
@@ -193,4 +191,4 @@ def radius(s: Subject, right: Tensor, attack: Attack, here: Rate) -> tuple[Findi
     if falls != "fine":
         text += f" It rises by {100 * rises:.0f} points, though the larger ball holds the smaller one."
     advice = "repair the attack until this curve falls to zero, then read the rest of it."
-    return Finding("radius", worst(fails, falls), text, {"left": left, "rises": rises}, advice), curve
+    return Finding("radius", worst(fails, falls), text, {"left": left, "rises": rises}, advice), falling

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robrep.attacks.threats import rows as column
 from robrep.audit.report import Finding, Landscape, Limits, worst
-from robrep.audit.subject import Subject, column, of
+from robrep.audit.subject import Subject, of
 from robrep.objectives import samples_of
 from robrep.passes import random_state
 from robrep.random import fold

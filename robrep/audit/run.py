@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import L2, PGD, Linf
+from robrep.attacks import L2, PGD, Attack, Linf
 from robrep.audit import attacking, local
 from robrep.audit.report import Audit, Finding
 from robrep.audit.subject import Subject, of, untouched
@@ -14,11 +14,10 @@ from robrep.data import FolderImages, as_float
 from robrep.gaussians import upcast
 from robrep.heads import device_of
 from robrep.objectives import check_model, draws_noise
-from robrep.passes import integer, normal, true_float32
+from robrep.passes import normal, true_float32
 from robrep.progress import Progress
-from robrep.random import fold
+from robrep.random import as_seed, fold
 from robrep.rates import Rate
-from robrep.regularizers import Attack
 
 CHECKS = 13  # about as many as are made
 BY_GRADIENT = ("zero-gradient", "step", "slope", "landscape", "steps", "loss", "radius")
@@ -69,7 +68,7 @@ def audit(
     check_model(model)
     attack, device = PGD(20) if attack is None else attack, device_of(model)
     images = upcast(normal(x.detach())).contiguous().to(device)
-    s = Subject(model, images, normal(y).to(device), threat, integer("seed", seed))
+    s = Subject(model, images, normal(y).to(device), threat, int(as_seed(seed)))
     with (
         untouched(model),
         true_float32(device),

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import L2, Linf, attack_mode, gradient
+from robrep.attacks import L2, Attack, Linf, attack_mode, gradient
 from robrep.heads import device_of
 from robrep.objectives import LOSSES, classifier_objective, predict
 from robrep.random import fold, noise
-from robrep.regularizers import Attack
 
 PASS = 500  # images in a pass
 CALLS = 8  # over which a model that does not repeat itself is averaged
@@ -24,7 +23,7 @@ CALLS = 8  # over which a model that does not repeat itself is averaged
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the time of an audit; modes, buffers and the global random states are put back afterwards."""
-    kept = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    kept = [(m, name, b, b.clone()) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
     states = random.getstate(), np.random.get_state()
     cuda = [device_of(model)] if device_of(model).type == "cuda" else []
     try:
@@ -36,12 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, value in kept:
                 buffer.copy_(value)
-                module._buffers[name] = buffer
-
-
-def column(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """A number as it is, one for each image shaped to be multiplied with images."""
-    return value.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) else value
+                setattr(module, name, buffer)
 
 
 class Subject:

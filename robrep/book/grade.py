@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from robrep.book.exercises import EXERCISES
+from robrep.book.files import write_csv
 from robrep.book.site.run import ChapterError, batch_environment, parameters, read_notebook, strip_ansi
-from robrep.files import write_csv
 from robrep.progress import printable
 
 CELL_SECONDS = 120  # of a cell that holds a check

@@ -21,28 +21,8 @@ from robrep.encoders.small import (
 )
 
 __all__ = [
-    "MAE_SETTINGS",
-    "ConvDecoder",
-    "ConvEncoder",
-    "ConvNormEncoder",
-    "Critic",
-    "FlatConvEncoder",
-    "Halves",
-    "InfoMaxEncoder",
-    "InfoMaxHead",
-    "LatentCode",
-    "MLPDecoder",
-    "MLPEncoder",
-    "MLPHead",
-    "MaskedAutoEncoder",
-    "MeanCode",
-    "NormMLP",
-    "PooledConv",
-    "PreActResNet",
-    "Projector",
-    "ResNetEncoder",
-    "VectorCritic",
-    "he_init",
-    "log_variance_code",
-    "start_certain",
-]
+    "MAE_SETTINGS", "ConvDecoder", "ConvEncoder", "ConvNormEncoder", "Critic", "FlatConvEncoder", "Halves",
+    "InfoMaxEncoder", "InfoMaxHead", "LatentCode", "MLPDecoder", "MLPEncoder", "MLPHead", "MaskedAutoEncoder",
+    "MeanCode", "NormMLP", "PooledConv", "PreActResNet", "Projector", "ResNetEncoder", "VectorCritic", "he_init",
+    "log_variance_code", "start_certain",
+]  # fmt: skip

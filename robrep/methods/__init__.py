@@ -1,4 +1,6 @@
-"""Training methods: one module each, whose ``forward`` is the whole training step.
+"""Training methods, one file for each paper: its regularizer, its training step and its baselines.
+
+A method is a module whose ``forward`` is the whole training step.
 
 ``method(x, y, ids, seed)`` gives a dict of named scalar loss terms, weights included; training minimises their sum.
 Images come in [0, 1], labels are ignored by methods that need none, and all randomness comes from (seed, id).
@@ -6,9 +8,7 @@ Images come in [0, 1], labels are ignored by methods that need none, and all ran
 
 from __future__ import annotations
 
-from robrep.methods.autoencoders import AETRADES, VAE, GaussianVAE, SmoothEncoder, VAEUrkle
-from robrep.methods.byol import BYOL, BYORL, ema_rate
-from robrep.methods.contrastive import RoCL, SimCLR, SimCLRUrkle
+from robrep.methods.byorl import BYOL, BYORL, ema_rate
 from robrep.methods.cropd import (
     AdversarialReconstruction,
     CRoPD,
@@ -18,34 +18,16 @@ from robrep.methods.cropd import (
     VariationalReconstruction,
     pixel_error,
 )
-from robrep.methods.information import InfoMax, WorstCaseInfoMax, information_attack
+from robrep.methods.simclr_urkle import RoCL, SimCLR, SimCLRUrkle
+from robrep.methods.smooth_encoders import GaussianVAE, SmoothEncoder, selection_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Augmented, Supervised, Terms
+from robrep.methods.vae_urkle import AETRADES, VAE, VAEUrkle, urkle
+from robrep.methods.worst_case_mi import CriticOf, InfoMax, WorstCaseCriticOf, WorstCaseInfoMax, information_attack
 
 __all__ = [
-    "AETRADES",
-    "AdversarialReconstruction",
-    "BYOL",
-    "BYORL",
-    "TRADES",
-    "VAE",
-    "AdversarialTraining",
-    "Augmented",
-    "CRoPD",
-    "GaussianVAE",
-    "InfoMax",
-    "MaskedPretraining",
-    "MixedHead",
-    "RoCL",
-    "SimCLR",
-    "SimCLRUrkle",
-    "SmoothEncoder",
-    "Supervised",
-    "Terms",
-    "VAEUrkle",
-    "Reconstruction",
-    "VariationalReconstruction",
-    "WorstCaseInfoMax",
-    "ema_rate",
-    "information_attack",
-    "pixel_error",
-]
+    "AETRADES", "AdversarialReconstruction", "BYOL", "BYORL", "TRADES", "VAE", "AdversarialTraining", "Augmented",
+    "CRoPD", "CriticOf", "GaussianVAE", "InfoMax", "MaskedPretraining", "MixedHead", "RoCL", "SimCLR",
+    "SimCLRUrkle", "SmoothEncoder", "Supervised", "Terms", "VAEUrkle", "Reconstruction",
+    "VariationalReconstruction", "WorstCaseCriticOf", "WorstCaseInfoMax", "ema_rate", "information_attack",
+    "pixel_error", "selection_attack", "urkle",
+]  # fmt: skip

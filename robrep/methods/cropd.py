@@ -1,4 +1,4 @@
-"""Auto-encoders that clean images before a network which nobody may touch: CRoPD and its rivals Vanilla and ARAE."""
+"""CRoPD (Liu et al. 2025): auto-encoders that clean images before a frozen foundation model; its rivals and heads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode
+from robrep.attacks import Adversary, Attack, Threat, attack_mode, batch_objective
 from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative, one_of
 from robrep.contrastive import adversarial_contrast
-from robrep.encoders import LatentCode, MaskedAutoEncoder
+from robrep.encoders import MaskedAutoEncoder
 from robrep.foundation import LatentDiffusionVAE, Prepare, ViTMAE
 from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.losses import cross_entropy, squared_error
 from robrep.methods.supervised import Terms
 from robrep.random import Seed, fold, noise, uniform
-from robrep.regularizers import Attack, contrast_adversary
 
 
 def pixel_error(output: Tensor, x: Tensor) -> Tensor:
@@ -86,13 +85,13 @@ class CRoPD(Reconstruction):
         augment: Augmentation | None = None,
     ) -> None:
         super().__init__(autoencoder, augment)
-        self.projector, self.attack, self.threat = projector, attack, threat
+        self.projector, self.adversary = projector, Adversary(attack, threat)
         self.weight, self.temperature = nonnegative("weight", weight), temperature
         self.negatives = one_of("negatives", negatives, ("both", "clean"))
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
-        x_adv = self.adversary(x, ids, seed)
+        x_adv = self.worst(x, ids, seed)
         halves, halves_adv = self.autoencoder.encode(x), self.autoencoder.encode(x_adv)
         p, p_adv = (self.projector(self.autoencoder.latent(h)) for h in (halves, halves_adv))
         return {
@@ -100,19 +99,22 @@ class CRoPD(Reconstruction):
             "contrast": self.weight * adversarial_contrast(p, p_adv, self.temperature).mean(),
         }
 
-    def adversary(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
+        """The projected latent vectors, (N, D)."""
+        return self.projector(self.autoencoder.latent(self.autoencoder.encode(x)))
+
+    def contrast(self, p_adv: Tensor, p: Tensor) -> Tensor:
+        """What the attack makes large: the loss, or with clean negatives the part of it that depends on x'; (N,)."""
+        if self.negatives == "clean":
+            return -torch.cosine_similarity(p_adv, p, dim=1) / self.temperature
+        return adversarial_contrast(p, p_adv, self.temperature)
+
+    def worst(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The worst x' that the attack finds around each image of the batch, detached."""
-
-        def contrast(pair: tuple[Tensor, Tensor]) -> Tensor:
-            p_adv, p = pair
-            if self.negatives == "clean":
-                return -torch.cosine_similarity(p_adv, p, dim=1) / self.temperature
-            return adversarial_contrast(p, p_adv, self.temperature)
-
-        encoder = LatentCode(self.autoencoder)
-        return contrast_adversary(
-            encoder, self.projector, x, x, contrast, self.attack, self.threat, ids=ids, seed=fold(seed, "adversary")
-        )
+        contrast = batch_objective(lambda x_, p_: self.contrast(self.project(x_), p_))
+        with attack_mode(self), torch.no_grad():
+            p = self.project(x)
+        return self.adversary.search(contrast, x, p, networks=[self], ids=ids, seed=fold(seed, "adversary"))
 
 
 class AdversarialReconstruction(Reconstruction):
@@ -142,12 +144,12 @@ class AdversarialReconstruction(Reconstruction):
         augment: Augmentation | None = None,
     ) -> None:
         super().__init__(autoencoder, augment)
-        self.projector, self.attack, self.threat = projector, attack, threat
+        self.projector, self.adversary = projector, Adversary(attack, threat)
         self.gamma = nonnegative("gamma", gamma)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
-        x_adv = self.adversary(x, ids, seed)
+        x_adv = self.worst(x, ids, seed)
         halves = self.autoencoder.encode(x_adv)
         p_adv = self.projector(self.autoencoder.latent(halves))
         return {
@@ -163,15 +165,14 @@ class AdversarialReconstruction(Reconstruction):
         """The mean squared difference of the vectors' entries; shapes (N, D), result (N,)."""
         return squared_error(p_adv, p) / p.shape[1]
 
-    def adversary(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
+    def worst(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The x' that the attack finds farthest from each image, detached."""
-        with attack_mode(self.autoencoder, self.projector):
-            with torch.no_grad():
-                p = self.project(x)
-            return self.attack(
-                lambda x_, p_: self.distance(self.project(x_), p_),
-                x, self.threat, p, ids=ids, seed=fold(seed, "adversary"),
-            )  # fmt: skip
+        with attack_mode(self), torch.no_grad():
+            p = self.project(x)
+        return self.adversary.search(
+            lambda x_, p_: self.distance(self.project(x_), p_),
+            x, p, networks=[self], ids=ids, seed=fold(seed, "adversary"),
+        )  # fmt: skip
 
 
 class VariationalReconstruction(Reconstruction):
@@ -221,13 +222,12 @@ class MixedHead(nn.Module):
 
     def __init__(self, classifier: nn.Module, attack: Attack, threat: Threat) -> None:
         super().__init__()
-        self.classifier, self.attack, self.threat = classifier, attack, threat
+        self.classifier, self.adversary = classifier, Adversary(attack, threat)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
-        with attack_mode(self.classifier):
-            x_adv = self.attack(
-                lambda x_, y_: cross_entropy(self.classifier(x_), y_), x, self.threat, y, ids=ids, seed=seed
-            )
+        x_adv = self.adversary.search(
+            lambda x_, y_: cross_entropy(self.classifier(x_), y_), x, y, networks=[self], ids=ids, seed=seed
+        )
         clean, adversarial = (cross_entropy(self.classifier(v), y).mean() for v in (x, x_adv))
         return {"clean": 0.5 * clean, "adversarial": 0.5 * adversarial}
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robrep.attacks import Threat
+from robrep.attacks import Adversary, Attack, Threat
 from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative
-from robrep.losses import cross_entropy
+from robrep.losses import cross_entropy, kl_categorical
 from robrep.random import Seed, fold
-from robrep.regularizers import Attack, adversarial_cross_entropy, trades
 
 Terms = dict[str, Tensor]
 
@@ -45,15 +44,17 @@ class AdversarialTraining(Supervised):
 
     def __init__(self, encoder: nn.Module, head: nn.Module, attack: Attack, threat: Threat) -> None:
         super().__init__(encoder, head)
-        self.attack, self.threat = attack, threat
+        self.adversary = Adversary(attack, threat)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
-        worst = adversarial_cross_entropy(self.classifier, x, y, self.attack, self.threat, ids=ids, seed=seed)
+        worst = self.adversary.worst_case(
+            lambda y_, logits: cross_entropy(logits, y_), self.classifier, x, y, ids=ids, seed=seed
+        )
         return {"cross_entropy": worst.mean()}
 
 
 class TRADES(AdversarialTraining):
-    """Clean cross-entropy plus beta times the worst KL of the predictions (Zhang et al. 2019).
+    """Clean cross-entropy plus beta times max over x' of KL[softmax f(x) || softmax f(x')] (Zhang et al. 2019).
 
     Args:
         encoder, head, attack, threat: as for :class:`AdversarialTraining`.
@@ -66,7 +67,7 @@ class TRADES(AdversarialTraining):
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         logits = self.classifier(x)
-        worst = trades(self.classifier, x, logits, self.attack, self.threat, ids=ids, seed=seed)
+        worst = self.adversary.worst_case(kl_categorical, self.classifier, x, logits, ids=ids, seed=seed)
         return {"cross_entropy": cross_entropy(logits, y).mean(), "trades": self.beta * worst.mean()}
 
 

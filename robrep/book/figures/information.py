@@ -27,14 +27,9 @@ from robrep.book.figures.base import (
     rounded,
     styles,
 )
+from robrep.book.worst_case_mi import LinearVulnerability, entropy_drop, fano_accuracy, linear_vulnerability
 from robrep.checks import one_of, positive_int
-from robrep.information import (
-    LinearVulnerability,
-    donsker_varadhan,
-    entropy_drop,
-    fano_accuracy,
-    linear_vulnerability,
-)
+from robrep.information import donsker_varadhan
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

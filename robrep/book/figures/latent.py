@@ -23,8 +23,8 @@ from robrep.book.figures.base import (
     rounded,
     wash,
 )
+from robrep.book.files import let_numba_cache
 from robrep.checks import one_of, positive_int
-from robrep.files import let_numba_cache
 from robrep.gaussians import Gaussian, kl
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 import robrep
+from robrep.book.files import user_results, why_not_writable
 from robrep.checks import one_of
-from robrep.files import user_results, why_not_writable
 
 PACKAGES = ("robrep", "torch", "torchvision", "numpy", "lightning", "scikit-learn", "safetensors")
 _PACKAGE = Path(robrep.__file__).parent

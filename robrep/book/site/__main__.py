@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
+from robrep.book.files import why_not_writable
 from robrep.book.site.build import SiteError, build_site, notebooks, weights
 from robrep.book.site.run import (
     INTERRUPTED,
@@ -36,7 +37,6 @@ from robrep.book.site.run import (
     read_notebook,
     run_chapter,
 )
-from robrep.files import why_not_writable
 
 SWEEP_SECONDS = 30 * 60
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robrep.book.files import write_csv
 from robrep.book.site.run import ChapterError, check_parameters, parameters, read_notebook
-from robrep.files import code_hash, digest, write_csv
+from robrep.files import code_hash, digest
 
 # the columns of the tables
 _METRIC = ["value", "low", "high", "n", "unit"]

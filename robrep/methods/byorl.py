@@ -1,4 +1,4 @@
-"""Bootstrapped codes, plain and robust: BYOL and BYORL."""
+"""BYORL (Gowal et al. 2021): bootstrapped codes that are robust, and its baseline BYOL."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode
+from robrep.attacks import Adversary, Attack, Threat
 from robrep.augmentations import Augmentation
 from robrep.losses import cosine_distance
 from robrep.methods.supervised import Terms
 from robrep.random import Seed, fold
-from robrep.regularizers import Attack
 
 
 def ema_rate(step: int | Tensor, steps: int, base: float = 0.996) -> Tensor:
@@ -96,8 +95,8 @@ class BYORL(BYOL):
     """BYOL whose online network meets the worst image in the ball around each view (Gowal et al. 2021, eq. 5 and 7).
 
     The search goes through the online network alone, the target's projection being fixed; batch norm uses the
-    batch's statistics meanwhile and updates none. It *lowers* the cosine, that is, it raises the loss: eq. 6 prints
-    a step that raises the cosine.
+    batch's statistics during the search and updates none. It *lowers* the cosine, that is, it raises the loss: eq. 6
+    prints a step that raises the cosine.
 
     Args:
         encoder, projector, predictor, augment, base_rate: as for :class:`BYOL`.
@@ -117,15 +116,14 @@ class BYORL(BYOL):
         base_rate: float = 0.996,
     ) -> None:
         super().__init__(encoder, projector, predictor, augment, base_rate=base_rate)
-        self.attack, self.threat = attack, threat
+        self.adversary = Adversary(attack, threat)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         v_1, v_2 = self.views(x, ids, seed)
         z_1, z_2 = self.project(v_1), self.project(v_2)
-        v_1, v_2 = self.adversary(v_1, z_2, 2 * ids, seed), self.adversary(v_2, z_1, 2 * ids + 1, seed)
+        v_1, v_2 = self.worst(v_1, z_2, 2 * ids, seed), self.worst(v_2, z_1, 2 * ids + 1, seed)
         return {"byorl": (self.distance(v_1, z_2) + self.distance(v_2, z_1)).mean()}
 
-    def adversary(self, v: Tensor, z: Tensor, ids: Tensor, seed: Seed) -> Tensor:
+    def worst(self, v: Tensor, z: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The image in A(v) whose prediction disagrees most with the target ``z`` of the other view; like ``v``."""
-        with attack_mode(self.encoder, self.projector, self.predictor, batch_norm="batch"):
-            return self.attack(self.distance, v, self.threat, z, ids=ids, seed=seed)
+        return self.adversary.search(self.distance, v, z, networks=[self], ids=ids, seed=seed, batch_norm="batch")

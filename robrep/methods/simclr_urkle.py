@@ -1,18 +1,19 @@
-"""Contrastive methods, plain and robust: SimCLR, RoCL, and SimCLR + Urkle."""
+"""SimCLR + Urkle (Nguyen et al. 2022): contrastive learning whose code must not move; the baselines SimCLR and RoCL."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat
+from robrep.attacks import Adversary, Attack, Threat, attack_mode, batch_objective
 from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative
 from robrep.contrastive import Denominator, nt_xent
 from robrep.gaussians import Gaussian, kl
 from robrep.methods.supervised import Terms
 from robrep.random import Seed, fold, noise
-from robrep.regularizers import Attack, contrast_adversary, urkle_adversary
 
 
 class SimCLR(nn.Module):
@@ -69,10 +70,11 @@ class RoCL(SimCLR):
     second view alone.
 
     Args:
-        encoder, projector, augment, temperature, denominator, detach_keys: as for :class:`SimCLR`.
+        encoder, projector, augment: as for :class:`SimCLR`.
         attack, threat: how and where the adversary is searched.
         weight: of the further term, at least 0. RoCL has 1 / 256 beside a loss that is summed over an anchor's two
             positives; beside the mean of the two that is 1 / 512.
+        settings: ``temperature``, ``denominator`` and ``detach_keys`` of :class:`SimCLR`.
     """
 
     def __init__(
@@ -84,20 +86,14 @@ class RoCL(SimCLR):
         threat: Threat,
         *,
         weight: float = 1 / 512,
-        temperature: float = 0.5,
-        denominator: Denominator = "all_but_self",
-        detach_keys: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            encoder, projector, augment, temperature=temperature, denominator=denominator, detach_keys=detach_keys
-        )
-        self.attack, self.threat, self.weight = attack, threat, nonnegative("weight", weight)
+        super().__init__(encoder, projector, augment, **settings)
+        self.adversary, self.weight = Adversary(attack, threat), nonnegative("weight", weight)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x_1, x_2 = self.views(x, ids, seed)[0].chunk(2)
-        x_adv = contrast_adversary(
-            self.encoder, self.projector, x_1, x_2, self.nt_xent, self.attack, self.threat, ids=ids, seed=seed
-        )
+        x_adv = self.worst(x_1, x_2, ids, seed)
         three_ids = torch.cat([3 * ids, 3 * ids + 1, 3 * ids + 2])
         code = self.encoder(torch.cat([x_1, x_2, x_adv]))
         g_1, g_2, g_adv = self.projector(self.sample(code, three_ids, seed)).chunk(3)
@@ -105,6 +101,21 @@ class RoCL(SimCLR):
             "nt_xent": self.nt_xent((g_1, g_2, g_adv)).mean(),
             "adversarial": self.weight * self.nt_xent((g_adv, g_2)).mean(),
         }
+
+    def worst(self, x_1: Tensor, x_2: Tensor, ids: Tensor, seed: Seed) -> Tensor:
+        """The x' around x_1 that is hardest to match to x_2, the other view, among all images of the batch.
+
+        Of a ``Gaussian`` the mean is compared. Source: Kim et al. 2020, the instance-wise attack.
+        """
+        contrast = batch_objective(lambda x_, g_2: self.nt_xent((self.project(x_), g_2)))
+        with attack_mode(self), torch.no_grad():
+            g_2 = self.project(x_2)
+        return self.adversary.search(contrast, x_1, g_2, networks=[self], ids=ids, seed=seed)
+
+    def project(self, x: Tensor) -> Tensor:
+        """What NT-Xent sees of the (mean) codes, (N, P)."""
+        code = self.encoder(x)
+        return self.projector(code.mean if isinstance(code, Gaussian) else code)
 
 
 class SimCLRUrkle(SimCLR):
@@ -115,9 +126,10 @@ class SimCLRUrkle(SimCLR):
 
     Args:
         encoder: images to a ``Gaussian``.
-        projector, augment, temperature, denominator, detach_keys: as for :class:`SimCLR`.
+        projector, augment: as for :class:`SimCLR`.
         attack, threat: how and where the adversaries are searched.
         beta_robust: weight of the regularizer, at least 0.
+        settings: ``temperature``, ``denominator`` and ``detach_keys`` of :class:`SimCLR`.
     """
 
     def __init__(
@@ -129,22 +141,29 @@ class SimCLRUrkle(SimCLR):
         threat: Threat,
         *,
         beta_robust: float = 1.0,
-        temperature: float = 0.5,
-        denominator: Denominator = "all_but_self",
-        detach_keys: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            encoder, projector, augment, temperature=temperature, denominator=denominator, detach_keys=detach_keys
-        )
-        self.attack, self.threat, self.beta_robust = attack, threat, nonnegative("beta_robust", beta_robust)
+        super().__init__(encoder, projector, augment, **settings)
+        self.adversary, self.beta_robust = Adversary(attack, threat), nonnegative("beta_robust", beta_robust)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         views, view_ids = self.views(x, ids, seed)
-        views_adv = urkle_adversary(self.encoder, views, self.attack, self.threat, ids=view_ids, seed=seed)
-        code = self.encoder(torch.cat([views, views_adv]))
-        p, p_adv = (Gaussian(*part) for part in zip(*(t.chunk(2) for t in code), strict=True))
+        code = self.encoder(torch.cat([views, self.worst(views, view_ids, seed)]))
+        p, p_adv = code.chunk(2)
         four_ids = torch.cat([2 * view_ids, 2 * view_ids + 1])
         return {
             "nt_xent": self.contrast(code, four_ids, seed, n=4).mean(),
             "urkle": self.beta_robust * kl(p, p_adv).mean(),
         }
+
+    def worst(self, views: Tensor, ids: Tensor, seed: Seed) -> Tensor:
+        """The image of largest KL[p(z|v) || p(z|v')] in the ball around each view v; like ``views``, detached.
+
+        The clean code is computed in evaluation mode, as all that an attack sees: with batch norm, the code of training
+        mode is another function's.
+        """
+        with attack_mode(self), torch.no_grad():
+            p = self.encoder(views)
+        return self.adversary.search(
+            lambda v_, p_: kl(p_, self.encoder(v_)), views, p, networks=[self], ids=ids, seed=seed
+        )

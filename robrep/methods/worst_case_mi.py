@@ -1,4 +1,7 @@
-"""Deep InfoMax and worst-case InfoMax: encoder and critic climb an estimate of I(x; g(x)), at x or at the worst x'."""
+"""Worst-case mutual information (Zhu et al. 2020): maximise an estimate of I(x'; g(x')) at the worst x'.
+
+The baseline, Deep InfoMax, maximises it at x; :class:`CriticOf` trains a critic alone, for a given encoder.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robrep.attacks import Threat, attack_mode, batch_objective
+from robrep.attacks import Adversary, Attack, Threat, batch_objective
 from robrep.checks import one_of
 from robrep.information import ESTIMATORS, information
 from robrep.methods.supervised import Terms
 from robrep.random import Seed, fold
-from robrep.regularizers import Attack
 
 
 def information_attack(
     encoder: Callable[[Tensor], Tensor],
     critic: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
-    attack: Attack,
-    threat: Threat,
+    adversary: Adversary,
     *,
     estimator: str = "dv",
     detached: bool = True,
@@ -30,13 +31,13 @@ def information_attack(
     """The x' in A(x), for the whole batch, at which the estimate of I(x'; g(x')) is smallest; like ``x``, detached.
 
     The estimate belongs to the batch, so every image has the same score: an attack that keeps its best iterate keeps
-    one for all images. Encoder and critic are in evaluation mode meanwhile.
+    one for all images. Encoder and critic are in evaluation mode during the search.
 
     Args:
         encoder: images to codes (N, D).
         critic: images and codes to scores (L, N, N).
         x: images in [0, 1].
-        attack, threat: how and where the minimum is searched.
+        adversary: how and where the minimum is searched.
         estimator: a name of :data:`robrep.information.ESTIMATORS`.
         detached: the critic's image input counts as a constant, so that the gradient reaches x' only through its code,
             as in the released code; False lets it through both.
@@ -51,8 +52,7 @@ def information_attack(
         scores = critic(x_.detach() if detached else x_, encoder(x_))
         return -information(scores, estimator).expand(len(x_))
 
-    with attack_mode(encoder, critic):
-        return attack(objective, x, threat, ids=ids, seed=seed)
+    return adversary.search(objective, x, networks=[encoder, critic], ids=ids, seed=seed)
 
 
 class InfoMax(nn.Module):
@@ -113,20 +113,13 @@ class WorstCaseInfoMax(InfoMax):
         augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
     ) -> None:
         super().__init__(encoder, critic, estimator, augment)
-        self.attack, self.threat, self.detached = attack, threat, detached
+        self.adversary, self.detached = Adversary(attack, threat), detached
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x_adv = information_attack(
-            self.encoder,
-            self.critic,
-            self.augmented(x, ids, seed),
-            self.attack,
-            self.threat,
-            estimator=self.estimator,
-            detached=self.detached,
-            ids=ids,
-            seed=seed,
-        )
+            self.encoder, self.critic, self.augmented(x, ids, seed), self.adversary,
+            estimator=self.estimator, detached=self.detached, ids=ids, seed=seed,
+        )  # fmt: skip
         return {"minus_information": -self.information(x_adv)}
 
 
