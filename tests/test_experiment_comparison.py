@@ -110,7 +110,7 @@ def test_a_run_uses_its_settings(chapter: SimpleNamespace, monkeypatch: pytest.M
     (options,), (head,) = seen["fit"], seen["head"]
     assert (options["epochs"], options["lr"], options["batch_size"]) == (3, 0.01, 16) and t["passes"].value == 9
     assert (head["epochs"], head["lr"], head["batch_size"]) == (2, 0.03, 8)
-    assert t.s.variant() == "-".join(f"{k}={t.s[k]}" for k in t.s if k in changes)
+    assert t.s.differing() == changes
 
 
 def test_weights_are_of_the_right_rows(chapter: SimpleNamespace) -> None:

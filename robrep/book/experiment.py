@@ -167,11 +167,14 @@ class Settings(Mapping[str, Any]):
             values[name] = like(name, value, tuple(line.values.values()))
         return Settings(self.chapter, self.scale, values)
 
-    def variant(self) -> str:
-        """What differs from the chapter's table at this scale and data set, as a part of a file's name."""
+    def differing(self) -> dict[str, Any]:
+        """What is otherwise than in the chapter's table at this scale and on this data set, in the table's order."""
         of_scale = at_scale(self.chapter, self.scale, self._values["dataset"])
-        differing = {k: v for k, v in self._values.items() if k != "dataset" and v != of_scale[k]}
-        text = "-".join(f"{name}={value}" for name, value in differing.items())
+        return {name: value for name, value in self._values.items() if value != of_scale[name]}
+
+    def variant(self) -> str:
+        """What differs from the table, as a part of a file's name; a long one is cut and told apart by its hash."""
+        text = "-".join(f"{name}={value}" for name, value in self.differing().items())
         cut = f"{text[:130]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # names of files end at 255 bytes
         return text if len(text) < len(cut) else cut
 
@@ -495,7 +498,6 @@ class Experiment:
                 return found
         own = Settings(s.chapter, s.scale, s.plain())
         found = self.split(own)
-        s.was_read.update(own.was_read)
         self._loaded.append(({name: s[name] for name in own.was_read}, found))
         return found
 
@@ -538,8 +540,12 @@ class Experiment:
 
     def _of(self, row: str, s: Settings, changes: Mapping[str, Any]) -> Settings:
         """The settings of a row: as asked for, with those that are its own."""
-        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set has a column of its own
-            s = Settings(self.chapter, s.scale, at_scale(self.chapter, s.scale, changes["dataset"]))
+        if changes.get("dataset", own := s.plain()["dataset"]) != own:  # another data set may have a column of its own
+            s, asked = (
+                Settings(self.chapter, s.scale, at_scale(self.chapter, s.scale, changes["dataset"])),
+                s.differing(),
+            )
+            changes = asked | dict(changes)
         s = s.changed(changes)
         return s.changed(self.own[row](s)) if row in self.own else s
 
@@ -639,10 +645,10 @@ class Experiment:
         """The settings of a record that the chapter still has, as their kinds are today."""
         lines = table(self.chapter)
         named = dict(piece.split("=", 1) for piece in record.variant.split("-") if piece.count("=") == 1)
-        values = {
-            k: v for k, v in (named | record.settings).items() if k in lines
-        }  # an older one may name it only there
-        return {k: like(k, v, tuple(lines[k].values.values())) for k, v in values.items()} | {"dataset": record.dataset}
+        stated = named | record.settings  # an older record may name a setting in its variant alone
+        values = {name: value for name, value in stated.items() if name in lines}
+        kinds = {name: tuple(lines[name].values.values()) for name in values}
+        return {name: like(name, values[name], kinds[name]) for name in values} | {"dataset": record.dataset}
 
     def load(self, row: str, **where: Any) -> Trial:
         """A recorded run as if it had just been made, with the networks whose weights it kept; as for :meth:`find`."""
@@ -652,12 +658,8 @@ class Experiment:
         """The networks and numbers of a record; a setting that it does not know has its value of today."""
         values = at_scale(self.chapter, record.scale, record.dataset) | self._recorded(record)
         t = Trial(self, record.row, record.seed, Settings(self.chapter, record.scale, values))
-        t.record, t.metrics, t.curves, t.seconds = (
-            record,
-            dict(record.metrics),
-            dict(record.curves),
-            60 * record.minutes,
-        )
+        t.record, t.seconds = record, 60 * record.minutes
+        t.metrics, t.curves = dict(record.metrics), dict(record.curves)
         terms = {k.removeprefix("training_"): c["y"] for k, c in record.curves.items() if k.startswith("training_")}
         t.history = [dict(zip(terms, epoch, strict=True)) for epoch in zip(*terms.values(), strict=True)]
         if record.weights:

@@ -168,8 +168,8 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
     namespace: dict[str, Any] = {}
     with first_steps(steps) as seen:
         _run(notebook, parameters, namespace)
-    exp: Experiment = namespace["exp"]
     n, seconds, peak = len(seen.losses), seen.fastest, results.peak_memory()
+    exp: Experiment = namespace["exp"]
     s, d, row_and_changes = exp.settings, exp.data(), "-".join(filter(None, [row, exp.settings.variant()]))
     metrics = {
         "seconds": {"value": seconds, "unit": "s"},
