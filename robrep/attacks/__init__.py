@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from robrep.attacks.adversary import Adversary
 from robrep.attacks.apgd import APGD
-from robrep.attacks.engine import Attack, Objective, attack_mode, batch_objective, gradient, random_objective
+from robrep.attacks.engine import Attack, Objective, attack_mode, batch_objective, gradient, random_objective, scores
 from robrep.attacks.pgd import FGSM, PGD
 from robrep.attacks.square import Square
 from robrep.attacks.threats import L2, Linf, Threat
 
 __all__ = [
     "APGD", "Adversary", "Attack", "FGSM", "L2", "PGD", "Linf", "Objective", "Square", "Threat", "attack_mode",
-    "batch_objective", "gradient", "random_objective",
+    "batch_objective", "gradient", "random_objective", "scores",
 ]  # fmt: skip

@@ -111,6 +111,11 @@ def _ascent(
     return score.detach(), done, grad
 
 
+def scores(objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed) -> Tensor:
+    """``objective(x', *given)``, with ids and seed if it draws noise; checked to be one score for each example."""
+    return _scored(objective, x_adv, given, _noise(objective, ids, seed))[0]
+
+
 def gradient(
     objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed
 ) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,8 @@ def slope(s: Subject) -> Finding:
 def landscape(s: Subject, image: int) -> tuple[Finding, Landscape]:
     """Lines through some images are neither stairs nor rough; and the plane through one image, to be drawn."""
     seed, rows = fold(s.seed, "landscape"), s.rows[:: max(len(s.rows) // LOOKED_AT, 1)][:LOOKED_AT]
-    x, eps, t = s.x[rows], column(s.threat.take(rows).eps, s.x), torch.linspace(-1, 1, LINE).tolist()
+    x, t = s.x[rows], torch.linspace(-1, 1, LINE).tolist()
+    eps = column(s.threat.take(rows).eps, x)
     flat = turns = 0.0
     for direction in (s.threat.direction(s.gradient(x, rows, seed)), s.random_directions(rows, "line")):
         line, beside = (torch.cat([(x + (u + du) * eps * direction).clamp(0, 1) for u in t]) for du in (0, 1e-3))
