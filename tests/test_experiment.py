@@ -175,7 +175,7 @@ def test_what_is_recorded_is_what_ran(calls: list[dict[str, Any]]) -> None:
     t = made().run("at", seed=2, eps=0.05, epochs=2, lr=0.5, steps=3)
     (call,) = calls
     assert (call["epochs"], call["lr"], call["seed"]) == (2, 0.5, 2)
-    assert call["method"].attack.steps == 3 and call["method"].threat == Linf(0.05)
+    assert call["method"].adversary.attack.steps == 3 and call["method"].adversary.threat == Linf(0.05)
     (file,) = (results.live_folder() / "toy").glob("*.json")
     assert file.name == "smoke-digits-at-2-eps=0.05-epochs=2-lr=0.5-steps=3.json"
     record = results.load_run("toy", file.stem)
@@ -209,7 +209,7 @@ def test_settings_of_one_s_own_are_the_run_s(calls: list[dict[str, Any]]) -> Non
     exp = made(SETTINGS="{'eps': 0.3}", SEED="4", ROWS="at")
     trained = exp.train()
     assert list(trained) == ["at"] and trained["at"].s.eps == 0.3 and trained["at"].seed == 4
-    assert calls[0]["method"].threat == Linf(0.3) and not trained["at"].main
+    assert calls[0]["method"].adversary.threat == Linf(0.3) and not trained["at"].main
     assert exp.run("at", eps=0.1).main
 
 

@@ -70,12 +70,12 @@ def test_radius_steps_rates_and_epochs_are_those_of_the_run(exp: Experiment, see
     changes |= {"head_lr": 0.02, "robust_epochs": 2, "robust_steps": 4, "robust_step_size": 0.01, "suite": (3, 1, 5)}
     exp.run("cropd", **changes, weight=7.0)
     (cropd,) = [(a[0], o) for name, a, o in seen if name == "t.fit"]
-    assert isinstance(cropd[0], CRoPD) and cropd[0].weight == 7.0 and cropd[0].threat.eps == 0.05
+    assert isinstance(cropd[0], CRoPD) and cropd[0].weight == 7.0 and cropd[0].adversary.threat.eps == 0.05
     assert cropd[1]["epochs"] == 2 and cropd[1]["lr"] == 2e-3
     simclr, mixed = [(a[0], o) for name, a, o in seen if name == "fit"]
     assert simclr[1]["epochs"] == 2 and simclr[1]["lr"] == 1e-4
-    assert isinstance(mixed[0], MixedHead) and mixed[0].threat.eps == 0.05 and mixed[1]["epochs"] == 2
-    assert (mixed[0].attack.steps, mixed[0].attack.step_size, mixed[1]["lr"]) == (4, 0.01, 0.02)
+    assert isinstance(mixed[0], MixedHead) and mixed[0].adversary.threat.eps == 0.05 and mixed[1]["epochs"] == 2
+    assert (mixed[0].adversary.attack.steps, mixed[0].adversary.attack.step_size, mixed[1]["lr"]) == (4, 0.01, 0.02)
     heads = [o for name, _, o in seen if name == "train_head"]
     assert len(heads) == 2 and all(o["epochs"] == 3 and o["lr"] == 0.02 for o in heads)  # of the row, and of Identity
     attacked = [a for name, a, _ in seen if name in ("evaluate", "robust_accuracy")]
