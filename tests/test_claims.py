@@ -38,9 +38,10 @@ def check_gap(plain: results.Run, urkle: results.Run) -> None:
 
 def check_attacks(run: results.Run) -> None:
     """An attack of radius 1 leaves no more than chance; the robust row does not hang on a weak attack."""
-    assert no_more_than_chance(run["robust_radius_1"])
     assert run["robust"].value <= run["clean"].value
-    if run.row == "vae_urkle":
+    if "robust_radius_1" in run.metrics:  # the book's own run leaves the slow checks to the records
+        assert no_more_than_chance(run["robust_radius_1"])
+    if run.row == "vae_urkle" and "robust_strong" in run.metrics:
         assert run["robust_strong"].value >= run["robust_few"].value - 0.05
         assert run["robust_mean_code"].value >= run["robust_few"].value - 0.10
     y = run.curves["radius"]["y"]
@@ -114,3 +115,13 @@ def test_mnist_is_recorded_on_all_images(root: Path, row: str) -> None:
 def test_mnist_urkle_is_robust(root: Path) -> None:
     lite = run("vae_urkle", 0, root / "book" / "results", "lite", "mnist")
     assert lite["robust"].value >= 0.96 and "20 samples" in lite["robust"].attack
+
+
+def test_the_layers_of_the_paper_alone_do_not_close_the_gap(root: Path) -> None:
+    found = results.load_run(
+        "vae_urkle", "full-mnist-vae_urkle-0-epochs_vae=40-attack_steps=7", folder=root / "book" / "results"
+    )
+    (printed,) = [v for v in results.published("nguyen2022") if (v.row, v.column) == ("VAE + Urkle", "Adversarial Acc")
+                  and v.table == "1"]  # fmt: skip
+    assert 100 * found["robust"].high < printed.value - printed.spread
+    assert 0 <= found["robust_few"].value - found["robust_strong"].value < 0.01 and found["robust_radius_1"].value == 0
