@@ -124,7 +124,7 @@ def reproduce(chapter: str, **parameters: Any) -> dict[str, Any]:
 
 def declared(chapter: str, **parameters: Any) -> Experiment:
     """The experiment of ``chapter`` with all that it declares, before anything is trained: its marked cells up to the
-    one that calls ``exp.train``.
+    line that calls ``exp.train``.
 
     Raises:
         As :func:`reproduce`; ValueError too if no marked cell makes an experiment called ``exp``.
@@ -201,22 +201,26 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
 
 
 def _run(notebook: Path, parameters: Mapping[str, Any], namespace: dict[str, Any], until: str = "\0") -> None:
-    """Run the marked cells of a notebook in ``namespace``, or those before the first that holds ``until``."""
+    """Run the marked cells of a notebook in ``namespace``, to the end or to the first line that holds ``until``."""
     known = defaults(notebook)
     parameters = check(parameters, known)
     marked = [cell for cell in cells(notebook) if "reproduce" in cell["tags"] and "parameters" not in cell["tags"]]
     if not marked:
         raise ValueError(f"{notebook} has no cell tagged 'reproduce'")
     namespace.update({"__name__": "__main__", **known, **parameters})
-    for cell in itertools.takewhile(lambda cell: until not in cell["source"], marked):
+    for cell in marked:
         name = f"<{notebook.name}, cell {cell['index']}>"
+        lines = cell["source"].splitlines(keepends=True)
+        before = list(itertools.takewhile(lambda line: until not in line, lines))
         try:
-            exec(compile(cell["source"], name, "exec"), namespace)
+            exec(compile("".join(before), name, "exec"), namespace)
         except Exception as error:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
             if frames and frames[-1].lineno:
-                error.add_note(f"{name}: {cell['source'].splitlines()[frames[-1].lineno - 1].strip()}")
+                error.add_note(f"{name}: {lines[frames[-1].lineno - 1].strip()}")
             raise
+        if before != lines:
+            return
 
 
 def main(arguments: Sequence[str]) -> int:
