@@ -1,4 +1,4 @@
-"""Every record that kept weights gives its networks back, with the clean accuracy that it says, and they are attacked."""
+"""Every record that kept weights gives its networks back, with the clean accuracy that it says; they are attacked."""
 
 from __future__ import annotations
 
