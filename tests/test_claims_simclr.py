@@ -115,15 +115,17 @@ def test_a_saved_model_gives_its_recorded_number(recorded: Path) -> None:
 
 
 def test_photographs(recorded: Path) -> None:
-    """CIFAR-10 at lite: RoCL keeps something; what SimCLR + Urkle seems to keep a harder attack takes."""
+    """CIFAR-10 at lite: RoCL and SimCLR + Urkle are robust to some degree, also to stronger attacks; SimCLR is not."""
     kept = {row: results.load_run("simclr_urkle", f"lite-cifar10-{row}-0", folder=recorded) for row in ROWS}
     plain, rocl, urkle = kept.values()
     assert plain.settings == rocl.settings == urkle.settings and plain.settings["eps"] == 8 / 255
-    assert {r.data["n_train"] for r in kept.values()} == {5_000} and {r["robust"].n for r in kept.values()} == {1_000}
-    assert plain["robust"].high < urkle["robust"].low and urkle["robust"].high < rocl["robust"].low
-    assert urkle["robust_strong"].value < 0.5 * urkle["robust_few"].value and urkle["robust_strong"].high < 0.05
-    assert rocl["robust_strong"].value > 0.8 * rocl["robust_few"].value
-    assert rocl["robust_strong"].low > urkle["robust"].high
+    assert {r.data["n_train"] for r in kept.values()} == {20_000} and {r["robust"].n for r in kept.values()} == {1_000}
+    for robust in (rocl, urkle):
+        assert plain["robust"].high < robust["robust"].low and robust["robust_strong"].low > plain["robust_strong"].high
+        assert robust["robust_strong"].value > 0.8 * robust["robust_few"].value
+    for metric in ("robust", "robust_strong"):
+        assert urkle[metric].high > rocl[metric].low and rocl[metric].high > urkle[metric].low, "the intervals overlap"
+    assert urkle["clean"].high < rocl["clean"].low
     assert min(r["clean"].low for r in kept.values()) > 0.2, "more than twice chance"
     for one in kept.values():
         check_attacks(one)
