@@ -58,7 +58,8 @@ class Finding:
 
     Attributes:
         check: its name, a key of ``QUESTIONS``.
-        verdict: "fine", "suspicious" (look closer before believing the number) or "broken" (it is not a valid estimate).
+        verdict: "fine", "suspicious" (look closer before believing the number) or "broken" (the number is not a valid
+            estimate).
         text: what was found, in plain words, with its numbers.
         numbers: the same numbers by name; shares are in [0, 1].
         advice: what to do next; "" where nothing needs to be done.
@@ -166,7 +167,8 @@ class Audit:
             told = f"Passed: {n} checks found nothing against {what}."
         else:
             broken, suspicious = verdicts.count("broken"), verdicts.count("suspicious")
-            end = "Its robust accuracy is not a valid estimate." if broken else "Explain them before believing its number."
+            doubt = "Explain them before believing its number."
+            end = "Its robust accuracy is not a valid estimate." if broken else doubt
             told = f"Not passed: {broken} broken and {suspicious} suspicious of {n} checks of {what}. {end}"
         after = "".join(f", {100 * rate.value:.0f} % after {name}" for name, rate in self.stages.items())
         return [told, f"Accuracy on {self.clean.n} images: {100 * self.clean.value:.0f} %{after}."]
