@@ -39,8 +39,9 @@ def check_gap(plain: results.Run, urkle: results.Run) -> None:
 
 
 def check_attacks(one: results.Run) -> None:
-    assert one["robust_radius_1"].low <= 0.1, "at radius 1 any image may become any other"
-    assert one["robust_strong"].value <= one["robust_few"].value
+    if "robust_strong" in one.metrics:  # the book's own run leaves the slow checks to the records
+        assert one["robust_radius_1"].low <= 0.1, "at radius 1 any image may become any other"
+        assert one["robust_strong"].value <= one["robust_few"].value
     assert one["robust_twice"].value <= one["robust"].value <= one["clean"].value
     y = one.curves["radius"]["y"]
     assert y == sorted(y, reverse=True)
@@ -87,11 +88,12 @@ def test_robustness_needs_few_labels(recorded: Path) -> None:
         assert mean(recorded, row, "robust_50_labels") > supervised
 
 
-def test_a_stronger_attack_changes_little(recorded: Path) -> None:
+def test_most_of_the_robustness_survives_autoattack(recorded: Path) -> None:
     for seed in SEEDS:
         one = run("simclr_urkle", seed, recorded)
-        assert one["robust_few"].value - one["robust_strong"].value <= 0.05
-        assert abs(one["robust_mean_code"].value - one["robust_few"].value) <= 0.1
+        assert "targeted dlr" in one["robust_strong"].attack and "Square" in one["robust_strong"].attack
+        assert one["robust_strong"].value >= 0.8 * one["robust_few"].value
+        assert abs(one["robust_mean_code"].value - one["robust_strong"].value) <= 0.05
 
 
 def test_published_numbers_are_not_answered_by_demo_runs() -> None:

@@ -26,11 +26,11 @@ def run(row: str, seed: int, folder: Path, dataset: str = "digits") -> results.R
 
 
 def check_gap(plain: results.Run, worst: results.Run) -> None:
-    """At least 15 points under the strong attack, with the same head on clean codes; intervals that do not touch."""
+    """At least 12 points under the strong attack, with the same head on clean codes; intervals that do not touch."""
     name = "strong_mlp_standard"
     assert plain.settings["eps"] == worst.settings["eps"] == 0.1
     assert worst[name].n == 500
-    assert worst[name].value - plain[name].value >= 0.15
+    assert worst[name].value - plain[name].value >= 0.12
     assert worst[name].low > plain[name].high, "the intervals touch"
 
 
