@@ -37,13 +37,13 @@ def check_gap(plain: results.Run, urkle: results.Run) -> None:
 
 
 def check_attacks(run: results.Run) -> None:
-    """An attack of radius 1 leaves no more than chance; the robust row does not hang on a weak attack."""
+    """An attack of radius 1 leaves no more than chance; most of the robust row's accuracy survives AutoAttack."""
     assert run["robust"].value <= run["clean"].value
     if "robust_radius_1" in run.metrics:  # the book's own run leaves the slow checks to the records
         assert no_more_than_chance(run["robust_radius_1"])
     if run.row == "vae_urkle" and "robust_strong" in run.metrics:
-        assert run["robust_strong"].value >= run["robust_few"].value - 0.05
-        assert run["robust_mean_code"].value >= run["robust_few"].value - 0.10
+        assert run["robust_strong"].value >= 0.85 * run["robust_few"].value
+        assert abs(run["robust_mean_code"].value - run["robust_strong"].value) <= 0.05
     y = run.curves["radius"]["y"]
     assert all(after <= before + 0.02 for before, after in zip(y, y[1:], strict=False)), "more radius, less accuracy"
 
