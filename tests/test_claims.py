@@ -11,6 +11,7 @@ import torch
 from robrep import data
 from robrep.attacks import PGD, Linf
 from robrep.book import results
+from robrep.book.experiment import Experiment
 from robrep.encoders import ConvEncoder, MLPHead
 from robrep.evaluation import robust_accuracy, wilson
 from robrep.heads import Classifier
@@ -80,9 +81,10 @@ def test_the_bound_holds_in_every_recorded_run() -> None:
 
 
 def test_the_sweep_shows_the_trade_off(root: Path) -> None:
+    exp, folder = Experiment("vae_urkle", {"RECORDED": True}), root / "book" / "results"
+
     def mean(beta: float, metric: str) -> float:
-        name = "demo-digits-vae_urkle-{}-beta_robust={}"
-        runs = [results.load_run("vae_urkle", name.format(s, beta), folder=root / "book" / "results") for s in SEEDS]
+        runs = [exp.find("vae_urkle", seed=seed, folder=folder, beta_robust=beta) for seed in SEEDS]
         return statistics.mean(r[metric].value for r in runs)
 
     assert mean(0.3, "robust") > mean(0.1, "robust") > mean(0.0, "robust")
