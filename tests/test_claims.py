@@ -127,3 +127,4 @@ def test_the_layers_of_the_paper_alone_do_not_close_the_gap(root: Path) -> None:
                   and v.table == "1"]  # fmt: skip
     assert 100 * found["robust"].high < printed.value - printed.spread
     assert 0 <= found["robust_few"].value - found["robust_strong"].value < 0.01 and found["robust_radius_1"].value == 0
+    assert f"{found.minutes:.1f} minutes of training on one H200" in (root / "book" / "vae_urkle.ipynb").read_text()
