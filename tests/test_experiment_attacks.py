@@ -54,7 +54,7 @@ def test_every_row_is_recorded_and_every_setting_read(chapter: SimpleNamespace) 
             kept, trained = getattr(again.n, name).state_dict(), getattr(t.n, name).state_dict()
             assert all(torch.equal(value, trained[key]) for key, value in kept.items())
     assert {"radius", "certified_0.25", "attacked_0.25"} <= set(exp.find("noisy").curves)
-    assert len(results.runs("attacks", scale="smoke")) == 3
+    assert len(results.runs("attacks", scale="smoke", variant="")) == 3
 
 
 def test_training_and_tests_use_the_settings_of_their_run(chapter: SimpleNamespace, seen: dict[str, list[Any]]) -> None:
