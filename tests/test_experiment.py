@@ -294,7 +294,7 @@ def test_a_run_is_found_at_another_scale_and_by_what_an_old_variant_says() -> No
         data={"name": "digits", "split": "test", "n_train": 1, "n_test": 1, "note": "", "fingerprint": "x"}, minutes=0,
     )  # fmt: skip
     assert made().find("at", steps=7).path == path
-    assert made().open(results.load_run("toy", path.stem)).s.steps == 7
+    assert made().restore(results.load_run("toy", path.stem)).s.steps == 7
 
 
 def test_what_a_page_names_by_its_scale_is_found_whatever_settings_say() -> None:

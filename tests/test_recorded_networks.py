@@ -44,7 +44,7 @@ def test_a_record_gives_its_networks_back(chapter: str, run: str) -> None:
     if record.dataset not in BUNDLED and not (cache_root() / f"{record.dataset.removeprefix('colour-')}.npz").is_file():
         pytest.skip(f"{record.dataset} is not on this machine")
     exp = declared(chapter, record.scale)
-    t = exp.open(record)
+    t = exp.restore(record)
     build, metric = ATTACKED[chapter]
     model = build(exp.draw.__globals__, t).eval()
     few = t.d.few[:20]

@@ -533,7 +533,7 @@ class Experiment:
         key = one_of("row", row, self.titles), seed, s
         if key not in self.trials:
             if self.recorded:
-                self.trials[key] = self.open(self._find(row, seed, s))
+                self.trials[key] = self.restore(self._find(row, seed, s))
             else:
                 self.trials[key] = self._made(Trial(self, row, seed, s))
         return self.trials[key]
@@ -652,9 +652,9 @@ class Experiment:
 
     def load(self, row: str, **where: Any) -> Trial:
         """A recorded run as if it had just been made, with the networks whose weights it kept; as for :meth:`find`."""
-        return self.open(self.find(row, **where))
+        return self.restore(self.find(row, **where))
 
-    def open(self, record: results.Run) -> Trial:
+    def restore(self, record: results.Run) -> Trial:
         """The networks and numbers of a record; a setting that it does not know has its value of today."""
         values = at_scale(self.chapter, record.scale, record.dataset) | self._recorded(record)
         t = Trial(self, record.row, record.seed, Settings(self.chapter, record.scale, values))
