@@ -4,21 +4,23 @@ Everything that a run does comes from one immutable :class:`Settings` object, wh
 
     exp = Experiment("vae_urkle", globals())
 
-    @exp.networks
-    def networks(row, s, shape, classes): ...              # name to module, with the weights that the seed gives
+    @exp.networks(keep=("encoder", "head"))
+    def networks(row, s, d): ...                            # name to module, with the weights that the seed gives
 
-    @exp.row("vae_urkle", "VAE + Urkle")
-    def vae_urkle(t):                                       # trains t.n.encoder, ... by t.s on t.d
-        t.fit(VAEUrkle(t.n.encoder, t.n.decoder, attack(t.s), ball(t.s), t.s.beta_robust), epochs=t.s.epochs, ...)
+    exp.row("vae_urkle", "VAE + Urkle", lambda n, s: VAEUrkle(n.encoder, n.decoder, attack(s), ball(s), s.beta_robust))
+
+    @exp.training
+    def train(t):                                           # by t.s, on t.d, the networks t.n
+        t.fit(t.method(), epochs=t.s.epochs, batch_size=t.s.batch_size, lr=t.s.lr)
 
     @exp.judge
     def judge(t): ...                                       # metrics, curves
 
     trained = exp.train()                                   # the chapter's rows, or what is recorded of them
-    exp.sweep("vae_urkle", seeds=(0, 1, 2), beta_robust=(0.0, 0.1, 1.0))
+    exp.sweep("vae_urkle", seeds=(0, 1, 2), beta_robust=[0.0, 0.1, 1.0])
 
-A run is known by chapter, scale, data set, row, seed and *all* its settings: a recorded run is found by them and by no
-name, and a run that was made before is not made again.
+A run is known by chapter, scale, data set, row, seed and the settings that it read: a recorded run is found by them and
+by no name, and a run that was made here before is not made again.
 """
 
 from __future__ import annotations
@@ -173,7 +175,7 @@ class Settings(Mapping[str, Any]):
         return {name: value for name, value in self._values.items() if value != of_scale[name]}
 
     def variant(self) -> str:
-        """What differs from the table, as a part of a file's name; a long one is cut and told apart by its hash."""
+        """What differs from the table, as a part of a file's name; a long one is cut and distinguished by its hash."""
         text = "-".join(f"{name}={value}" for name, value in self.differing().items())
         cut = f"{text[:130]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # names of files end at 255 bytes
         return text if len(text) < len(cut) else cut
@@ -355,7 +357,7 @@ class Experiment:
         recorded: whether rows are loaded and none is trained (RECORDED).
         cache: where trainings keep their checkpoints; None at the short scales.
         titles: row to its name in tables.
-        trials: all that were made or loaded here.
+        trials: what :meth:`run` made or loaded here.
 
     Raises:
         ParameterError: a parameter that does not fit, by name.
@@ -486,8 +488,9 @@ class Experiment:
 
     @property
     def as_published(self) -> bool:
-        """Whether this is the chapter as the book shows it: its demo, with no row, setting or data set of one's own."""
-        own = any(self._given.get(name) for name in ("ROWS", "SETTINGS", "DATASET", "SWEEP"))
+        """Whether this is the chapter as the book shows it: its demo, with no row, setting, data set or seed of one's
+        own (records keep weights of seed 0 alone)."""
+        own = any(self._given.get(name) for name in ("ROWS", "SETTINGS", "DATASET", "SWEEP", "SEED"))
         return self.scale == "demo" and not own
 
     def data(self, s: Settings | None = None) -> Data:
