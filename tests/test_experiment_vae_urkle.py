@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from spies import attacked, spied
 
 from robrep.attacks import APGD, PGD
 from robrep.book import experiment, reproduce, results
@@ -35,40 +36,19 @@ def test_every_setting_is_read_and_every_run_found(chapter: dict[str, Any]) -> N
 
 def test_what_is_asked_for_is_what_runs(chapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Radius, steps, rates, weights and epochs, as the attacks, the loop and the heads see them."""
-    attacked: set[tuple[str, int, float]] = set()
-    fits: list[tuple[Any, dict[str, Any]]] = []
-    heads: list[dict[str, Any]] = []
-    fit, train_head = experiment.fit, chapter["train_head"]
-
-    def noted(call: Any) -> Any:
-        def noting(attack: Any, objective: Any, x: Any, threat: Any, *given: Any, **more: Any) -> Any:
-            attacked.add((type(attack).__name__, attack.steps, threat.eps))
-            return call(attack, objective, x, threat, *given, **more)
-
-        return noting
-
-    def fitted(method: Any, x: Any, y: Any, **more: Any) -> Any:
-        fits.append((method, more))
-        return fit(method, x, y, **more)
-
-    def headed(f: Any, c: Any, x: Any, y: Any, **more: Any) -> Any:
-        heads.append(more | {"n": len(y)})
-        return train_head(f, c, x, y, **more)
-
-    for kind in (PGD, APGD):
-        monkeypatch.setattr(kind, "__call__", noted(kind.__call__))
-    monkeypatch.setattr(experiment, "fit", fitted)
-    monkeypatch.setitem(chapter, "train_head", headed)
+    attacks, fits = attacked(monkeypatch), spied(monkeypatch, experiment, "fit")
+    heads = spied(monkeypatch, chapter, "train_head")
     eps = 0.05
     asked = dict(eps=eps, attack_steps=4, test_steps=3, suite_steps=5, beta_robust=0.7, beta_vae=0.2, epochs_vae=2,
                  lr=0.001, batch_size=100, head_epochs=3, head_lr=0.02)  # fmt: skip
     t = chapter["exp"].run("vae_urkle", seed=1, **asked)
-    tests = {("PGD", 3, eps * share) for share in (0.5, 0.75, 1, 1.5, 2, 3)} | {("PGD", 3, 1.0)}
-    assert ("PGD", 4, eps) in attacked and attacked <= {("PGD", 4, eps), ("APGD", 5, eps)} | tests
-    ((method, options),) = fits
+    tests = {(PGD, 3, eps * share) for share in (0.5, 0.75, 1, 1.5, 2, 3)} | {(PGD, 3, 1.0)}
+    assert (PGD, 4, eps) in attacks and set(attacks) <= {(PGD, 4, eps), (APGD, 5, eps)} | tests
+    (options,) = fits
+    method, *_ = options["given"]
     assert (method.beta_robust, method.beta_vae) == (0.7, 0.2)
     assert (options["epochs"], options["lr"], options["batch_size"], options["seed"]) == (2, 0.001, 100, 1)
-    assert [(head["n"], head["epochs"], head["lr"]) for head in heads] == [
+    assert [(len(head["given"][3]), head["epochs"], head["lr"]) for head in heads] == [
         (len(t.d.x_train), 3, 0.02), (10, 30, 0.02), (100, 30, 0.02)]  # fmt: skip
     (record,) = results.runs("vae_urkle", scale="smoke", row="vae_urkle", seed=1)
     assert {name: record.settings[name] for name in asked} == asked

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spies import attacked, spied
 
 from robrep.attacks import APGD, PGD
 from robrep.book import experiment, reproduce
@@ -22,29 +23,7 @@ def chapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
 
 @pytest.fixture
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, int, float]]:
-    """Kind, steps and radius of every attack that is made."""
-    seen = []
-    for kind in (PGD, APGD):
-
-        def spy(self: Any, objective: Any, x: Any, threat: Any, *given: Any, real: Any = kind.__call__, **options: Any):
-            seen.append((type(self), self.steps, threat.eps))
-            return real(self, objective, x, threat, *given, **options)
-
-        monkeypatch.setattr(kind, "__call__", spy)
-    return seen
-
-
-def spied(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[dict[str, Any]]:
-    """The options of every call of a function, in a module or in a chapter's names."""
-    calls: list[dict[str, Any]] = []
-    real = where[name] if isinstance(where, dict) else getattr(where, name)
-
-    def spy(*args: Any, **options: Any) -> Any:
-        calls.append(options)
-        return real(*args, **options)
-
-    (monkeypatch.setitem if isinstance(where, dict) else monkeypatch.setattr)(where, name, spy)
-    return calls
+    return attacked(monkeypatch)
 
 
 def test_every_row_runs_and_every_setting_is_read(chapter: dict[str, Any]) -> None:
