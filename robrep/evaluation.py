@@ -457,8 +457,11 @@ class _Store:
             self.folders[number] = Path(cache) / "evaluations" / key[:32]
 
     def load(self, number: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """What was kept of these images: some ids and their x'. A damaged file is set aside, with a warning."""
-        for path in sorted(self.folders[number].glob("*.npz")) if number in self.folders else ():
+        """What was kept of these images: some ids and their x'. A damaged file is set aside, with a warning.
+
+        Another process may be writing here: its unfinished files, whose names begin with a dot, are left alone.
+        """
+        for path in sorted(self.folders[number].glob("[!.]*.npz")) if number in self.folders else ():
             try:
                 with path.open("rb") as file, np.load(file) as kept:
                     known, x_adv = torch.from_numpy(kept["ids"]), torch.from_numpy(kept["x_adv"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf, Square
 from robrep.evaluation import Evaluation, Rate, accuracy, against_radius, evaluate, robust_accuracy
+from robrep.files import atomic_write
 from robrep.random import fold, noise
 from robrep.suites import ClassifierAttack
 
@@ -295,9 +296,11 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, kind: type) -> None:
         assert same(evaluate(kind(), X, Y, suite, Linf(0.02), batch_size=5, cache=tmp_path), whole)
     assert [s.calls for s in searches] == [4, parts - 2] and len(lines) == 3
     assert len(list(folder.glob("*.damaged"))) == 3 and len(list(folder.glob("*.npz"))) == first
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(), atomic_write(folder / "00000000-00000004-5.npz") as unfinished:
+        warnings.simplefilter("error")  # what another process is writing is not damaged, and stays where it is
+        unfinished.write_bytes(b"half a fi")
         assert same(evaluate(kind(), X, Y, suite, Linf(0.02), batch_size=5, cache=tmp_path), whole)
+        assert unfinished.read_bytes() == b"half a fi"
     assert [s.calls for s in searches] == [4, parts - 2]
 
 
