@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ RIGHT = {
 def notebook(path: Path, *sources: Any) -> Path:
     start = new_code_cell('SCALE = "demo"', metadata={"tags": ["parameters"]})
     imports = new_code_cell("import torch\nfrom robrep.book.exercises import check")
-    cells = [new_code_cell(source) if isinstance(source, str) else source for source in sources]
+    cells = [
+        new_code_cell(textwrap.dedent(source).strip()) if isinstance(source, str) else source for source in sources
+    ]
     nb = new_notebook(cells=[start, imports, new_markdown_cell("# Exercises"), *cells])
     nb.metadata["kernelspec"] = {"name": "some-other-kernel", "display_name": "x"}
     nbformat.write(nb, path)
@@ -91,12 +94,23 @@ CLASS: dict[str, tuple[list[Any], dict[str, str]]] = {
     ),
     "cheats-by-editing": (
         [
-            "import robrep.book.exercises.core as core, dataclasses\n"
-            "core.EXERCISES['byorl.distance'] = dataclasses.replace(core.EXERCISES['byorl.distance'], check=lambda a: None)\n"
-            "core.close = lambda *given: True\ncore.compare = lambda *given: None\ntorch.allclose = lambda *given, **k: True",
+            """
+            import dataclasses
+            import robrep.book.exercises.core as core
+            easy = dataclasses.replace(core.EXERCISES["byorl.distance"], check=lambda answer: None)
+            core.EXERCISES["byorl.distance"] = easy
+            core.close = torch.allclose = lambda *given, **more: True
+            core.compare = lambda *given: None
+            """,
             "check('byorl.distance', lambda q, z: q.sum(1))",
-            "def within(q, z):\n    import robrep.book.exercises.byorl as b\n    b.compare = lambda *g: None\n    return q[:, 0]",
-            "check('byorl.target', lambda xi, theta, tau: xi)",
+            """
+            def within(xi, theta, tau):
+                import robrep.book.exercises.byorl as here
+                here.compare = lambda *given: None
+                return xi
+
+            check("byorl.target", within)
+            """,
             "from pathlib import Path\nPath(core.__file__).write_text('')",
         ],
         {"distance": "wrong", "target": "wrong"},
@@ -116,13 +130,35 @@ CLASS: dict[str, tuple[list[Any], dict[str, str]]] = {
     ),
     "is-greedy": (
         [
-            "try:\n    held = torch.ones(2**34, dtype=torch.uint8)\nexcept RuntimeError:\n    held = None\nassert held is None",
-            "import socket, pathlib\nfailed = []\n"
-            "for tried in (lambda: socket.create_connection(('127.0.0.1', 9), timeout=2), lambda: socket.gethostbyname('a.b'),\n"
-            "              lambda: pathlib.Path(torch.__file__).with_name('x.py').write_text('')):\n"
-            "    try:\n        tried()\n    except OSError as error:\n        failed.append(error)\n"
-            "assert len(failed) == 3 and 'refused' not in str(failed[0]).lower()\npathlib.Path('mine.txt').write_text('kept here')",
-            f"assert failed and held is None\ncheck('byorl.distance', {RIGHT['distance']})",
+            """
+            try:
+                held = torch.ones(2**34, dtype=torch.uint8)
+            except RuntimeError:
+                held = None
+            """,
+            """
+            import socket
+            from pathlib import Path
+
+            def connect():
+                socket.create_connection(("127.0.0.1", 9), timeout=2)
+
+            def look_up():
+                socket.gethostbyname("example.org")
+
+            def write():
+                Path(torch.__file__).with_name("mine.txt").write_text("")
+
+            failed = []
+            for tried in (connect, look_up, write):
+                try:
+                    tried()
+                except OSError as error:
+                    failed.append(str(error).lower())
+            Path("mine.txt").write_text("in the scratch folder")
+            assert len(failed) == 3 and "refused" not in failed[0] and held is None
+            """,
+            f"assert len(failed) == 3 and Path('mine.txt').exists()\ncheck('byorl.distance', {RIGHT['distance']})",
         ],
         {"distance": "passed"},
     ),

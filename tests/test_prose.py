@@ -91,11 +91,11 @@ def test_no_phrase_that_readers_stumbled_over(path: Path) -> None:
 def test_the_phrases_are_found() -> None:
     """Each expression finds something: STYLE's examples, as they stood on the pages."""
     said = (
-        "Nobody knows, whoever hangs on the print. Meanwhile they are told apart; the test minds it. Memorised by heart. "
-        "It is no measurement. The point is brought back, has nowhere to go, in the company an image is in. The encoder "
-        "answers an image with a Gaussian for the silliest of reasons; the model that nobody may touch. The linear head "
-        "reads 79.6 %. Networks that have just been drawn. The slider makes the points more. It is secrecy and no "
-        "robustness. It holds the numbers it obtains against them. So it is. It is at home. A bad attack makes it large, "
-        "when somebody tries to fool the model."
+        "Nobody knows, whoever hangs on the print. Meanwhile they are told apart; the test minds it. By heart."
+        " It is no measurement. The point is brought back, has nowhere to go, in the company an image is in. It"
+        " answers an image with a Gaussian for the silliest of reasons; the model that nobody may touch. The head"
+        " reads 79.6 %. Networks that have just been drawn. The slider makes the points more. It is secrecy and no"
+        " robustness. It holds the numbers it obtains against them. So it is. It is at home. A bad attack makes it"
+        " large, when somebody tries to fool the model."
     )
     assert [phrase for phrase in STUMBLES if not re.search(phrase, said, re.IGNORECASE)] == []

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import robrep
 from robrep.book.grade.confine import command
 
 STARTING = 120  # seconds
@@ -50,6 +51,10 @@ class Kernel:
         self.manager = KernelManager(
             kernel_spec_manager=Ours(), transport="ipc", ip=str(scratch / "k"), connection_file=str(scratch / "k.json")
         )
+        path = os.pathsep.join(
+            [str(Path(robrep.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        own["PYTHONPATH"] = path  # this robrep, wherever the grader was started
         self.manager.start_kernel(cwd=str(scratch), env={**os.environ, **own, **self.environment})
         self.client = self.manager.blocking_client()
         self.client.start_channels()
