@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robrep.book.figures.base import BLUE, GREY, VERMILION, WRONG, add_slider, array, need, new_figure, rounded
+from robrep.book.figures.images import _strip, perturbation
 from robrep.checks import check_images
 from robrep.gaussians import Gaussian
 
@@ -34,19 +35,18 @@ def one_attack(
     """
     import plotly.graph_objects as go
 
-    first = array(check_images(x, "x"))
-    images = {key: array(check_images(a, "adversaries")) for key, a in need("adversaries", adversaries).items()}
-    if first.shape[:2] != (1, 1) or any(a.shape != first.shape for a in images.values()):
-        shapes = [a.shape for a in images.values()]
-        raise ValueError(f"x has shape {first.shape} and adversaries {shapes}, expected (1, 1, H, W) for all")
+    check_images(x, "x")
+    for key, a in need("adversaries", adversaries).items():
+        if check_images(a, "adversaries").shape != x.shape or x.shape[:2] != (1, 1):
+            shapes = f"{tuple(x.shape)} and adversaries[{key!r}] {tuple(a.shape)}"
+            raise ValueError(f"x has shape {shapes}, expected (1, 1, H, W) for both")
     if set(said) != set(adversaries):
         raise ValueError(f"said names {list(said)}, expected an answer for each of {list(adversaries)}")
-    largest = max(float(np.abs(a - first).max()) for a in images.values()) or 1.0
-    keys, side = list(images), first.shape[-1]
+    largest = max(float((a - x).abs().max()) for a in adversaries.values()) or 1.0
+    keys, side = list(adversaries), x.shape[-1]
 
-    def pixels(values: np.ndarray, axis: int, low: float) -> Any:
-        look = {"colorscale": "gray", "zmin": low, "zmax": 1, "showscale": False, "hoverinfo": "skip"}
-        return go.Heatmap(z=rounded(values), xaxis=f"x{axis}", yaxis=f"y{axis}", **look)
+    def pixels(image: Tensor, axis: int) -> Any:
+        return go.Image(source=_strip(image), hoverinfo="skip", xaxis=f"x{axis}", yaxis=f"y{axis}")
 
     def words(text: str, right: bool, axis: int) -> Any:
         look = {"size": 15} if right else {"size": 15, "color": WRONG}
@@ -73,12 +73,12 @@ def one_attack(
         height=360,
         cols=3,
         horizontal_spacing=0.04,
-        subplot_titles=["image", "+ change, enlarged", "= attacked image"],
+        subplot_titles=["image", "+ change", "= attacked"],
     )
-    fig.add_traces([pixels(first[0, 0], 1, 0), words(clean, True, 1)])
+    fig.add_traces([pixels(x, 1), words(clean, True, 1)])
     frames = {
-        key: [pixels((a - first)[0, 0] / largest, 2, -1), pixels(a[0, 0], 3, 0), words(*said[key], 3)]
-        for key, a in images.items()
+        key: [pixels(perturbation(x, a, 1 / largest), 2), pixels(a, 3), words(*said[key], 3)]
+        for key, a in adversaries.items()
     }
     fig.add_traces(list(frames.values())[start])
     add_slider(fig, frames, [2, 3, 4], "radius ε = ", start)
@@ -183,17 +183,15 @@ def walks(encoders: Mapping[str, Walk], names: Sequence[str], *, start: int = -1
         f"Codes of digits in a plane for {len(encoders)} encoders, and the way of one code in {count - 1} steps of an "
         f"attack. Distance gone: {'; '.join(told)}."
     )
-    fig = new_figure(alt, height=520, cols=len(encoders), subplot_titles=list(encoders), horizontal_spacing=0.05)
+    fig = new_figure(alt, height=480, cols=len(encoders), horizontal_spacing=0.05)
     fig.add_traces([*still, *frames["0"]])
     add_slider(fig, frames, range(len(still), len(fig.data)), "steps: ", start % count)
-    for axis, (every, path) in enumerate(ends, 1):
+    for axis, (name, (every, path)) in enumerate(zip(encoders, ends, strict=True), 1):
         points = np.concatenate([every, path])
         middle, half = (points.max(0) + points.min(0)) / 2, 0.54 * float(np.ptp(points, axis=0).max())
-        fig.update_xaxes(range=rounded([middle[0] - half, middle[0] + half]), col=axis)
-        fig.update_yaxes(
-            range=rounded([middle[1] - half, middle[1] + half]), scaleanchor="x" if axis == 1 else f"x{axis}", col=axis
-        )
-    fig.update_xaxes(showticklabels=False, zeroline=False, constrain="domain", title_text="first direction")
+        low, high = rounded(middle - half), rounded(middle + half)
+        fig.update_xaxes(range=[low[0], high[0]], title_text=name, col=axis)
+        fig.update_yaxes(range=[low[1], high[1]], scaleanchor="x" if axis == 1 else f"x{axis}", col=axis)
+    fig.update_xaxes(showticklabels=False, zeroline=False, constrain="domain")
     fig.update_yaxes(showticklabels=False, zeroline=False, constrain="domain")
-    fig.update_yaxes(title_text="second direction", col=1)
     return fig
