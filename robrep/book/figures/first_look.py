@@ -49,15 +49,17 @@ def one_attack(
         return go.Image(source=_strip(image), hoverinfo="skip", xaxis=f"x{axis}", yaxis=f"y{axis}")
 
     def words(text: str, right: bool, axis: int) -> Any:
-        look = {"size": 15} if right else {"size": 15, "color": WRONG}
+        look = {"size": 14} if right else {"size": 14, "color": WRONG}
         return go.Scatter(
             x=[(side - 1) / 2],
-            y=[side + 0.3],
+            y=[side - 0.4],
             text=[text if right else f"<b>✗ {text}</b>"],
             mode="text",
+            textposition="bottom center",
             textfont=look,
             hoverinfo="skip",
             showlegend=False,
+            cliponaxis=False,
             xaxis=f"x{axis}",
             yaxis=f"y{axis}",
         )
@@ -83,7 +85,7 @@ def one_attack(
     fig.add_traces(list(frames.values())[start])
     add_slider(fig, frames, [2, 3, 4], "radius ε = ", start)
     fig.update_xaxes(visible=False, range=[-0.5, side - 0.5], constrain="domain", fixedrange=True)
-    fig.update_yaxes(visible=False, range=[side + 1, -0.5], constrain="domain", constraintoward="top", fixedrange=True)
+    fig.update_yaxes(visible=False, range=[side + 1.5, -0.5], constrain="domain", constraintoward="top", fixedrange=True)
     for axis in (1, 2, 3):
         fig.update_yaxes(scaleanchor=f"x{axis}" if axis > 1 else "x", col=axis)
     return fig
@@ -120,7 +122,7 @@ def _ellipse(mean: np.ndarray, covariance: np.ndarray) -> tuple[list, list]:
 
 
 def walks(encoders: Mapping[str, Walk], names: Sequence[str], *, start: int = -1) -> Figure:
-    """The way of one code under an attack, over the codes of many images, for each encoder; a slider takes the steps.
+    """The path of one code under an attack, over the codes of many images, for each encoder; a slider takes the steps.
 
     Args:
         encoders: title of the panel -> its :class:`Walk`; as many steps in each.
@@ -171,7 +173,7 @@ def walks(encoders: Mapping[str, Walk], names: Sequence[str], *, start: int = -1
                     mode="lines+markers",
                     line={"color": VERMILION, "width": 2},
                     marker=marker,
-                    name="its way",
+                    name="its path",
                     showlegend=legend,
                     hoverinfo="skip",
                     **where,
@@ -180,7 +182,7 @@ def walks(encoders: Mapping[str, Walk], names: Sequence[str], *, start: int = -1
         ends.append((every, path))
         told.append(f"{name}: {np.linalg.norm(path[-1] - path[0]):.2g}, classes spread by {every.std(0).mean():.2g}")
     alt = (
-        f"Codes of digits in a plane for {len(encoders)} encoders, and the way of one code in {count - 1} steps of an "
+        f"Codes of digits in a plane for {len(encoders)} encoders, and the path of one code in {count - 1} steps of an "
         f"attack. Distance gone: {'; '.join(told)}."
     )
     fig = new_figure(alt, height=480, cols=len(encoders), horizontal_spacing=0.05)
