@@ -85,7 +85,9 @@ def one_attack(
     fig.add_traces(list(frames.values())[start])
     add_slider(fig, frames, [2, 3, 4], "radius ε = ", start)
     fig.update_xaxes(visible=False, range=[-0.5, side - 0.5], constrain="domain", fixedrange=True)
-    fig.update_yaxes(visible=False, range=[side + 1.5, -0.5], constrain="domain", constraintoward="top", fixedrange=True)
+    fig.update_yaxes(
+        visible=False, range=[side + 1.5, -0.5], constrain="domain", constraintoward="top", fixedrange=True
+    )
     for axis in (1, 2, 3):
         fig.update_yaxes(scaleanchor=f"x{axis}" if axis > 1 else "x", col=axis)
     return fig
