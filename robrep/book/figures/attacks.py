@@ -225,21 +225,25 @@ def accuracy_against_calls(
     *,
     setting: str = "",
     x_title: str = "steps",
+    y_title: str = "accuracy under attack (%)",
     log: bool = True,
     chance: float | None = None,
+    start: int = 0,
 ) -> Figure:
-    """Robust accuracy against what an attack was allowed: its steps, its calls of the model, its samples.
+    """Robust accuracy against what an attack was allowed (its steps, its calls of the model), or against a weight.
 
     Args:
         curves: attack -> {"x": counts, "y": accuracies} as for ``accuracy_against_radius``. With ``setting``, slider
             position -> such a mapping, with the same attacks in each.
         setting: what a slider moves; "" for no slider.
-        x_title: what is counted.
+        x_title: what the x axis counts.
+        y_title: name and unit of the y axis.
         log: a logarithmic axis.
         chance: accuracy of guessing, in [0, 1].
+        start: slider position shown first.
 
     Raises:
-        ValueError: no curve, counts below 1 on a logarithmic axis, or positions with different attacks.
+        ValueError: no curve, x not above 0 on a logarithmic axis, or positions with different attacks.
     """
     positions: Mapping[str, Any] = need("curves", curves) if setting else {"": need("curves", curves)}
     keys = list(positions)
@@ -248,28 +252,27 @@ def accuracy_against_calls(
         if list(positions[key]) != names:
             raise ValueError(f"at {setting} = {key} the curves are {list(positions[key])}, expected {names}")
     xs = np.concatenate([curve_arrays(name, c)[0] for key in keys for name, c in positions[key].items()])
-    if log and xs.min() < 1:
-        raise ValueError(f"x goes down to {xs.min():g}, expected at least 1 on a logarithmic axis")
+    if log and xs.min() <= 0:
+        raise ValueError(f"x goes down to {xs.min():g}, expected numbers above 0 on a logarithmic axis")
     told = " ".join(
         (f"At {setting} = {key}: " if setting else "") + in_words(positions[key], None)
         for key in dict.fromkeys([keys[0], keys[-1]])
     )
     fig = new_figure(f"Accuracy under attack against {x_title}. {told}", height=500 if setting else 420)
     frames = {str(key): curve_traces(positions[key], f"{x_title}:") for key in keys}
-    fig.add_traces(curve_traces(positions[keys[0]], f"{x_title}:"))
+    fig.add_traces(curve_traces(positions[keys[start]], f"{x_title}:"))
     if log:
         ends = np.log10([xs.min() / 1.1, xs.max() * 1.1])
-        ticks = [t for k in range(7) for t in (10**k, 2 * 10**k, 5 * 10**k) if xs.min() <= t <= xs.max()]
-        fig.update_xaxes(type="log", range=rounded(ends), tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
+        fig.update_xaxes(type="log", range=rounded(ends), **log_ticks(xs.min(), xs.max()))
     else:
         pad = 0.03 * ((xs.max() - xs.min()) or 1.0)
         fig.update_xaxes(range=rounded([xs.min() - pad, xs.max() + pad]))
     fig.update_xaxes(title_text=x_title)
-    fig.update_yaxes(title_text="accuracy under attack (%)", range=[-3, 103])
+    fig.update_yaxes(title_text=y_title, range=[-3, 103])
     if chance is not None:
         reference_line(fig, y=100 * chance, text=f"chance {100 * chance:g} %")
     if setting:
-        add_slider(fig, frames, range(len(fig.data)), f"{setting} = ", 0)
+        add_slider(fig, frames, range(len(fig.data)), f"{setting} = ", start % len(keys))
     return fig
 
 

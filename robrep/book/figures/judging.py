@@ -40,6 +40,7 @@ def mask_slider(
     *,
     radius: float = 1.0,
     x_title: str = "position on the line (1: the attacked image)",
+    start: int = 0,
 ) -> Figure:
     """The loss along one line through an image under several defences, and its slope: reported and measured.
 
@@ -49,6 +50,7 @@ def mask_slider(
             where it reports none). The slope that a reader would measure is that of the loss.
         radius: position of the ball's edge, a vertical line.
         x_title: title of the x axis.
+        start: slider position shown first.
 
     Raises:
         ValueError: lengths that differ.
@@ -82,7 +84,7 @@ def mask_slider(
         f"{'; '.join(told)}.",
         height=600, rows=2, shared_xaxes=True, vertical_spacing=0.07,
     )  # fmt: skip
-    for i, trace in enumerate(next(iter(frames.values()))):
+    for i, trace in enumerate(list(frames.values())[start]):
         fig.add_trace(trace, row=1 if i == 0 else 2, col=1)
     pad = 0.08 * ((high - low) or 1.0)
     fig.update_xaxes(range=rounded([t.min(), t.max()]))
@@ -93,7 +95,7 @@ def mask_slider(
     for r in (-radius, radius):
         if t.min() < r < t.max():
             fig.add_vline(r, line={"color": GREY, "dash": "dash", "width": 1.5})
-    add_slider(fig, frames, range(3), "defence: ", 0)
+    add_slider(fig, frames, range(3), "defence: ", start % len(frames))
     return fig
 
 
@@ -186,10 +188,10 @@ def certified_beside_attacked(
             x=rounded(np.concatenate([below[0], above[0][::-1]])),
             y=rounded(100 * np.concatenate([below[1], above[1][::-1]])),
             mode="lines", fill="toself", fillcolor=wash(GREY, 0.25), line={"width": 0}, hoverinfo="skip",
-            name="nobody knows",
+            name="unknown",
         )  # fmt: skip
         limit = limits.get(key)
-        wall = go.Scatter(x=[limit, limit], y=[-3, 103], mode="lines", name="no vote certifies further",
+        wall = go.Scatter(x=[limit, limit], y=[-3, 103], mode="lines", name="largest certifiable radius",
                           line={"color": GREY, "dash": "dash", "width": 1.5}, hoverinfo="skip")  # fmt: skip
         (upper,) = curve_traces({"attacked (upper bound)": curves["attacked"]}, "radius")[1:]
         (lower,) = curve_traces({"certified (lower bound)": curves["certified"]}, "radius")[1:]
