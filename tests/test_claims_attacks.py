@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -38,6 +39,22 @@ def check_claims(run: dict[str, results.Run]) -> None:
 
 def test_live_demo_run(demo_results: Path) -> None:
     check_claims(runs(demo_results))
+
+
+def test_the_weight_of_trades_matters_more_than_the_method(root: Path) -> None:
+    """Robust accuracy rises with the weight, then falls; clean accuracy falls. All recorded, means over three seeds."""
+    folder = root / "book" / "results"
+
+    def of(row: str, metric: str, variant: str = "") -> float:
+        names = [results.run_name("demo", "digits", row, seed, variant) for seed in SEEDS]
+        return mean(results.load_run("attacks", name, folder=folder)[metric].value for name in names)
+
+    variants = {0.1: "beta_trades=0.1", 1.0: "beta_trades=1.0", 6.0: "", 20.0: "beta_trades=20.0"}
+    clean, robust = ({b: of("trades", metric, v) for b, v in variants.items()} for metric in ("clean", "robust"))
+    assert clean[0.1] > clean[20.0] + 0.05
+    best = max(robust, key=robust.__getitem__)
+    assert best in (1.0, 6.0) and robust[best] > max(robust[0.1], robust[20.0]) + 0.1
+    assert abs(of("at", "robust") - robust[best]) < robust[best] - max(robust[0.1], robust[20.0])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
