@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from robrep.attacks import L2, PGD
+from robrep.attacks import PGD
 from robrep.book import experiment, results
 from robrep.book.reproduce import reproduce
 
@@ -46,19 +46,22 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
 def test_every_row_is_recorded_and_every_setting_read(chapter: SimpleNamespace) -> None:
     exp = chapter.exp
-    assert list(chapter.trained) == ["standard", "at", "noisy"] and exp.unread() == []
+    assert list(chapter.trained) == ["standard", "at", "trades"] and exp.unread() == []
     for row, t in chapter.trained.items():
         again = exp.load(row)
         assert again.metrics == t.metrics and again.record.variant == ""
         for name in ("encoder", "head"):
             kept, trained = getattr(again.n, name).state_dict(), getattr(t.n, name).state_dict()
             assert all(torch.equal(value, trained[key]) for key, value in kept.items())
-    assert {"radius", "certified_0.25", "attacked_0.25"} <= set(exp.find("noisy").curves)
+    assert "radius" in exp.find("trades").curves
     assert len(results.runs("attacks", scale="smoke", variant="")) == 3
 
 
-def test_training_and_tests_use_the_settings_of_their_run(chapter: SimpleNamespace, seen: dict[str, list[Any]]) -> None:
-    t = chapter.exp.run("at", eps=0.05, train_steps=2, test_steps=3, epochs_at=1, lr=0.02, batch_size=64)
+@pytest.mark.parametrize("row", ["at", "trades"])
+def test_training_and_tests_use_the_settings_of_their_run(
+    chapter: SimpleNamespace, seen: dict[str, list[Any]], row: str
+) -> None:
+    t = chapter.exp.run(row, eps=0.05, train_steps=2, test_steps=3, epochs_at=1, lr=0.02, batch_size=64)
     assert {(steps, threat.eps) for steps, threat in seen["training"]} == {(2, 0.05)}
     (options,) = seen["fit"]
     assert (options["epochs"], options["lr"], options["batch_size"]) == (1, 0.02, 64)
@@ -69,16 +72,8 @@ def test_training_and_tests_use_the_settings_of_their_run(chapter: SimpleNamespa
     assert "after_pgd_3" in t.metrics and t.curves["radius"]["x"][2] == 0.05
 
 
-def test_smoothing_uses_the_settings_of_its_run(
-    chapter: SimpleNamespace, seen: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    smoothed, certified = [], []
-    cells = chapter.judge.__globals__
-    smoothing, certify = cells["Smoothed"], cells["certify"]
-    monkeypatch.setitem(cells, "Smoothed", lambda *given: smoothed.append(given[1:]) or smoothing(*given))
-    monkeypatch.setitem(cells, "certify", lambda *given, **more: certified.append(more["n"]) or certify(*given, **more))
-    changes = {"sigma": 0.1, "smooth_steps": 2, "smooth_samples": 3, "votes": 15, "epochs_noisy": 1}
-    t = chapter.exp.run("noisy", **changes)
-    assert set(smoothed) == {(0.05, 3), (0.1, 3), (0.2, 3)} and set(certified) == {15}
-    assert {steps for steps, threat in seen["test"] if isinstance(threat, L2)} == {2}
-    assert {"certified_0.05", "attacked_0.1", "certified_0.2"} <= set(t.curves)
+def test_the_weight_of_trades_is_that_of_its_run(chapter: SimpleNamespace) -> None:
+    exp = chapter.exp
+    for beta in (0.5, 6.0):
+        s = exp.settings.changed({"beta_trades": beta})
+        assert exp.methods["trades"](chapter.trained["trades"].n, s).beta == beta

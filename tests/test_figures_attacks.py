@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,17 +22,7 @@ def curve(*y: float, x: Sequence[float] = STEPS) -> dict:
     return {"x": x, "y": y, "low": [v - 0.1 for v in y], "high": [v + 0.1 for v in y]}
 
 
-def report(*verdicts: str) -> SimpleNamespace:
-    checks = ("repeat", "batch", "zero-gradient")
-    found = [
-        SimpleNamespace(check=c, verdict=v, text=f"{c} is {v}") for c, v in zip(checks, verdicts, strict=False) if v
-    ]
-    return SimpleNamespace(findings=found)
-
-
 def made() -> dict[str, go.Figure]:
-    t = np.linspace(-0.5, 1.5, 9)
-    both = {"certified": curve(0.9, 0.5, 0.0, x=(0, 0.5, 1)), "attacked": curve(0.95, 0.8, 0.4, x=(0, 0.5, 1))}
     return {
         "ball_picture": figures.ball_picture(steps=3),
         "ascent_curves": figures.ascent_curves(
@@ -43,32 +32,22 @@ def made() -> dict[str, go.Figure]:
             {"PGD": curve(0.9, 0.5, 1 / 3), "Square": curve(1, 1, 1)}
         ),
         "accuracy_against_calls_slider": figures.accuracy_against_calls(
-            {"0.1": {"PGD": curve(0.9, 0.5, 0.3)}, "0.5": {"PGD": curve(0.7, 0.4, 0.2)}}, setting="α / ε", chance=0.1
+            {"0.1": {"PGD": curve(0.9, 0.5, 0.3)}, "0.5": {"PGD": curve(0.7, 0.4, 0.2)}}, setting="α / ε", chance=0.1,
+            start=1,
         ),
         "gradient_noise": figures.gradient_noise(
             [1, 10], {"VAE": [1.0, 1 / 3]}, {"VAE": [Rate(torch.arange(10) < 8), 0.75], "other": [0.5, 0.25]}, steps=20
         ),
-        "mask_slider": figures.mask_slider(t, {"none": (t**2, 2 * t), "flat": (t**2, 0 * t), "cut": (t**2, None)}),
-        "suite_bars": figures.suite_bars(
-            {"FGSM": 0.8, "PGD": Rate(torch.arange(10) < 5)}, {"FGSM": 0.8, "PGD": 0.45}, clean=0.98
-        ),
-        "certified_beside_attacked": figures.certified_beside_attacked({"0.1": both, "0.2": both}, limits={"0.1": 0.8}),
-        "audit_matrix": figures.audit_matrix({"good": report("fine", "fine"), "bad": report("fine", "", "broken")}),
     }  # fmt: skip
 
 
-FRAMES = {"ball_picture": 7, "accuracy_against_calls_slider": 2, "mask_slider": 3, "certified_beside_attacked": 2}
+FRAMES = {"ball_picture": 7, "accuracy_against_calls_slider": 2}
 KEY_NUMBERS = {  # what the text alternative must say, worked out by hand from the data above
     "ball_picture": "takes 3 steps, each ahead and back to the set",
     "ascent_curves": "PGD from 0.1 to 0.4; APGD from 0.1 to 0.333, its step cut 1 times",
     "accuracy_against_calls": "PGD: 90.0 % at 1, 33.3 % at 20; Square: 100.0 % at 1",
     "accuracy_against_calls_slider": "At α / ε = 0.5: PGD: 70.0 % at 1, 20.0 % at 20",
     "gradient_noise": "gradient of VAE 1 at S = 1, 0.333 at 10; VAE keeps 80.0 % with S = 1 and 75.0 % with 10",
-    "mask_slider": "flat: loss from 0.25 to 2.25, reported slopes 100 % exactly 0; cut: loss from 0.25 to 2.25, "
-    "reported slopes none at all",
-    "suite_bars": "alone: FGSM 80.0 %, PGD 50.0 %; worst case so far: FGSM 80.0 %, PGD 45.0 %; clean: 98.0 %",
-    "certified_beside_attacked": "at σ = 0.2, between 90.0 % and 95.0 % at 0, between 50.0 % and 80.0 % at 0.5",
-    "audit_matrix": "good: nothing found; bad: zero-gradient broken",
 }  # fmt: skip
 
 
@@ -131,22 +110,6 @@ def test_a_halved_step_is_marked_where_it_was_halved() -> None:
     assert list(marks[1].y) == [1, 0.5]
 
 
-def test_bounds_stay_bounds_between_the_radii() -> None:
-    fig = made()["certified_beside_attacked"]
-    gap, upper, lower, wall = fig.data
-    assert upper.line.shape == "hv" and lower.line.shape == "vh" and wall.x == (None, None)  # 0.2 has no limit
-    corners = list(zip(gap.x, gap.y, strict=True))
-    assert corners[:3] == [(0, 90), (0, 50), (0.5, 50)]  # down first: below the next point the lower bound is its own
-    assert (0.5, 95) in corners and (0.5, 80) in corners  # across first
-
-
-def test_a_check_that_was_left_out_has_its_own_sign() -> None:
-    fig = made()["audit_matrix"]
-    (table,) = fig.data
-    assert [list(row) for row in table.text] == [["✓", "✓"], ["✓", "–"], ["–", "✗"]]
-    assert table.customdata[2][1] == "zero-gradient is broken" and table.customdata[1][1] == "not checked"
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -154,7 +117,7 @@ def test_a_check_that_was_left_out_has_its_own_sign() -> None:
         (lambda: figures.ascent_curves({"a": [1, 2]}, {"a": [1, 2]}), "one size for each step"),
         (lambda: figures.ascent_curves({"a": [1, 2]}, {}), "one size for each step"),
         (lambda: figures.accuracy_against_calls({}), "curves is empty"),
-        (lambda: figures.accuracy_against_calls({"a": curve(1, 1, x=(0, 1))}), "at least 1 on a logarithmic"),
+        (lambda: figures.accuracy_against_calls({"a": curve(1, 1, x=(0, 1))}), "above 0 on a logarithmic"),
         (
             lambda: figures.accuracy_against_calls({1: {"a": curve(1, 1, 1)}, 2: {"b": curve(1, 1, 1)}}, setting="s"),
             "at s = 2",
@@ -162,14 +125,6 @@ def test_a_check_that_was_left_out_has_its_own_sign() -> None:
         (lambda: figures.gradient_noise([0, 1], {"a": [1, 1]}, {"a": [1, 1]}), "counts of at least 1"),
         (lambda: figures.gradient_noise([1, 2], {"a": [1]}, {"a": [1, 1]}), "errors of 'a' are 1"),
         (lambda: figures.gradient_noise([1, 2], {"a": [1, 1]}, {"a": [1]}), "rates of 'a' are 1"),
-        (lambda: figures.mask_slider([0, 1], {"a": ([0, 1, 2], None)}), "as offsets"),
-        (lambda: figures.suite_bars({"a": 1}, {"b": 1}), "expected .'a'. as alone"),
-        (lambda: figures.certified_beside_attacked({1: {"certified": curve(1, 1, 1)}}), "certified and attacked"),
-        (
-            lambda: figures.certified_beside_attacked({1: {"certified": curve(1, x=[0]), "attacked": curve(1, x=[1])}}),
-            "span 0 to 0 and 1 to 1",
-        ),
-        (lambda: figures.audit_matrix({}), "audits is empty"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_clear_sentence(call, message: str) -> None:

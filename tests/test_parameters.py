@@ -16,7 +16,10 @@ from robrep.book.parameters import check, checked, convert
 from robrep.book.site.run import ChapterError, check_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ("attacks", "vae_urkle", "simclr_urkle", "byorl", "smooth_encoders", "worst_case_mi", "cropd", "comparison")
+CHAPTERS = (
+    *("attacks", "judging_robustness", "vae_urkle", "simclr_urkle", "byorl"),
+    *("smooth_encoders", "worst_case_mi", "cropd", "comparison"),
+)
 TABLE = {
     "epochs": (1, 20, 10, 100),
     "lr": (1e-3, 1, 1e-3, 1e-3),

@@ -23,6 +23,7 @@ BUNDLED = ("digits", "colour-digits")
 # What a chapter attacks, from its names and a trial, and what its record calls the clean accuracy of that
 ATTACKED: dict[str, tuple[Callable[[dict[str, Any], Trial], nn.Module], str]] = {
     "attacks": (lambda names, t: names["classifier"](t), "clean"),
+    "judging_robustness": (lambda names, t: names["classifier"](t), "clean"),
     "vae_urkle": (lambda names, t: names["classifier"](t), "clean"),
     "simclr_urkle": (lambda names, t: names["classifier"](t), "clean"),
     "smooth_encoders": (lambda names, t: names["classifier"](t, "digit"), "clean_digit"),

@@ -17,6 +17,7 @@ from robrep.book.exercises import (  # noqa: F401  (each registers its exercises
     byorl,
     comparison,
     cropd,
+    judging_robustness,
     simclr_urkle,
     smooth_encoders,
     vae_urkle,

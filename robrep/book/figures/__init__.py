@@ -17,12 +17,8 @@ from __future__ import annotations
 from robrep.book.figures.attacks import (
     accuracy_against_calls,
     ascent_curves,
-    audit_matrix,
     ball_picture,
-    certified_beside_attacked,
     gradient_noise,
-    mask_slider,
-    suite_bars,
 )
 from robrep.book.figures.auditing import audit_figure
 from robrep.book.figures.base import PALETTE, Style, styles
@@ -41,6 +37,7 @@ from robrep.book.figures.information import (
     vulnerability_against_gap,
     weak_beside_strong,
 )
+from robrep.book.figures.judging import audit_matrix, certified_beside_attacked, mask_slider, suite_bars
 from robrep.book.figures.kernel import control, live
 from robrep.book.figures.landscape import Plane, objective_line, objective_surface, plane
 from robrep.book.figures.latent import kl_picture, latent_clouds, umap_embed

@@ -34,6 +34,7 @@ from robrep.heads import encode
 SCRIPTS = ("*.js", "*.css")
 CHAPTERS = {
     "attacks": "Attacks",
+    "judging_robustness": "Judging robustness",
     "vae_urkle": "VAE + Urkle",
     "smooth_encoders": "Smooth encoders",
     "simclr_urkle": "SimCLR + Urkle",
@@ -142,6 +143,7 @@ def _compared(row: str, s: Mapping[str, Any], shape: tuple[int, int, int]) -> Bu
 #: A chapter's networks from a record's row, settings and image shape, as its notebook makes them.
 NETWORKS: dict[str, Callable[[str, Mapping[str, Any], tuple[int, int, int]], Built]] = {
     "attacks": lambda row, s, shape: _small(s, shape, False, 0),
+    "judging_robustness": lambda row, s, shape: _small(s, shape, False, 0),
     "vae_urkle": lambda row, s, shape: _small(s, shape, row.startswith("vae"), 20 if row.startswith("vae") else 0),
     "smooth_encoders": lambda row, s, shape: _smooth(s, shape),
     "simclr_urkle": lambda row, s, shape: _doubled(
@@ -185,12 +187,15 @@ def runs(folder: Path | None = None) -> tuple[list[Offered], list[tuple[results.
     """The networks that the lab offers, and the main runs of seed 0 that it does not, each with the reason."""
     offered: list[Offered] = []
     left_out: list[tuple[results.Run, str]] = []
+    known: dict[str, str] = {}  # the sum of a weights file to the network that has it: two chapters may train the same
     for chapter in CHAPTERS:
         for run in results.runs(chapter, variant="", seed=0, folder=folder):
             try:
                 if run.dataset not in DATASETS:
                     raise ValueError("its images are larger than the lab's")
                 made = load(run)
+                if (first := known.setdefault(run.weights_sha256 or "", made.id)) != made.id:
+                    raise ValueError(f"the same network as {first}")
                 for name, module in (*made.parts.items(), made.head):
                     layers(module, name)
             except (FileNotFoundError, ValueError) as error:
