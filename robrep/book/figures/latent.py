@@ -136,16 +136,18 @@ def latent_clouds(
             yaxis="y" if x == "x" else "y2",
         )
 
-    def named(a: np.ndarray, before: np.ndarray, x: str) -> Any:
-        """Each image's label at its samples, and a line to there from where they were before."""
-        gap = np.full_like(centre, np.nan)
-        ends = np.stack([before if connect else gap, a.mean(1), gap], 1).reshape(-1, 2)
-        words = [word for label in labels for word in ("", f"<b>{label}</b>", "")]
-        return go.Scatter(
-            x=rounded(ends[:, 0]), y=rounded(ends[:, 1]), text=words, textposition="top right", textfont={"size": 14},
-            mode="lines+text", line={"color": GREY, "width": 1.5}, hoverinfo="skip", showlegend=False,
-            cliponaxis=False, xaxis=x, yaxis="y" if x == "x" else "y2",
-        )  # fmt: skip
+    def named(a: np.ndarray, x: str) -> list:
+        """A line to each image's samples from where the clean ones were, and its label."""
+        on = {"hoverinfo": "skip", "showlegend": False, "xaxis": x, "yaxis": "y" if x == "x" else "y2"}
+        way = np.stack([centre, a.mean(1), np.full_like(centre, np.nan)], 1).reshape(-1, 2)
+        xy = (rounded(way[:, 0]), rounded(way[:, 1])) if connect else ([], [])
+        words = [f"<b>{label}</b>" for label in labels]
+        line, place = {"color": GREY, "width": 1.5}, {"x": rounded(a.mean(1)[:, 0]), "y": rounded(a.mean(1)[:, 1])}
+        return [
+            go.Scatter(x=xy[0], y=xy[1], mode="lines", line=line, **on),
+            go.Scatter(**place, text=words, textposition="top right", textfont={"size": 14}, mode="text",
+                       cliponaxis=False, **on),
+        ]  # fmt: skip
 
     ends = dict.fromkeys([next(iter(panels)), list(panels)[-1]])
     told = "; ".join(f"{k}: {moved[k].mean():.2g} on average (at most {moved[k].max():.2g})" for k in ends)
@@ -160,8 +162,7 @@ def latent_clouds(
     first = panels[keys[start % len(keys)]]
     n = len(still)
     fig.add_traces([cloud(still, i, "x") for i in range(n)])
-    fig.add_traces([*(cloud(first, i, "x2") for i in range(n)), named(first, centre, "x2")])
-    fig.add_trace(named(still, centre, "x"))
+    fig.add_traces([*(cloud(first, i, "x2") for i in range(n)), *named(first, "x2"), *named(still, "x")])
     everything = np.concatenate([still.reshape(-1, 2), *(a.reshape(-1, 2) for a in panels.values())])
     low, high = np.nanmin(everything, 0), np.nanmax(everything, 0)
     pad = 0.1 * np.maximum(high - low, 1e-6)  # room for the labels
@@ -169,8 +170,8 @@ def latent_clouds(
     fig.update_yaxes(range=rounded([(low - pad)[1], (high + pad)[1]]), showticklabels=False)
     fig.update_yaxes(title_text=f"{axis} 2", scaleanchor="x", col=1)
     if moving:
-        frames = {str(k): [*(cloud(a, i, "x2") for i in range(n)), named(a, centre, "x2")] for k, a in panels.items()}
-        add_slider(fig, frames, range(n, 2 * n + 1), f"{setting} = ", start % len(keys))
+        frames = {str(k): [*(cloud(a, i, "x2") for i in range(n)), *named(a, "x2")] for k, a in panels.items()}
+        add_slider(fig, frames, range(n, 2 * n + 2), f"{setting} = ", start % len(keys))
     return fig
 
 
