@@ -180,7 +180,7 @@ def entropic_objective(
         low = curves[i].min()
         shown = np.where(curves[i] - low < 6, curves[i] - low, np.nan)[drawn]
         told = f"closed form: ψ = {exact[i][0]:.3f}, WD = {exact[i][1]:.4f}"
-        found = f"best of {points:,} tried: ψ = {tried[i][0]:.3f}, WD = {tried[i][1]:.4f}"
+        found = f"brute force: ψ = {tried[i][0]:.3f}, WD = {tried[i][1]:.4f}"
         return [
             go.Scatter(x=rounded(psi[drawn]), y=rounded(shown)),
             go.Scatter(x=rounded([exact[i][0]]), y=rounded([exact[i][1] - low]), name=told),
@@ -188,7 +188,7 @@ def entropic_objective(
         ]
 
     looks: list[dict] = [
-        {"mode": "lines", "line": {"color": BLUE}, "name": "cost of every ψ", "hoverinfo": "skip"},
+        {"mode": "lines", "line": {"color": BLUE}, "name": "cost", "hoverinfo": "skip"},
         {"mode": "markers", "marker": {"color": VERMILION, "symbol": "x", "size": 11}},
         {"mode": "markers", "marker": {"color": GREEN, "symbol": "circle-open", "size": 17, "line": {"width": 2}}},
     ]
@@ -197,7 +197,7 @@ def entropic_objective(
         fig.add_trace(trace)
     end = s * s_
     fig.add_vline(x=end, line={"color": GREY, "dash": "dash", "width": 1.5})
-    title = "covariance ψ of z_a and z_b (dashed: the Monge map)"
+    title = "covariance ψ (dashed: the Monge map)"
     fig.update_xaxes(title_text=title, range=rounded([psi[0], 1.03 * end]))
     fig.update_yaxes(title_text="cost above the least (nats)", range=[-0.3, 6])
     add_slider(fig, {f"{g:g}": frame(i) for i, g in enumerate(steps)}, [0, 1, 2], "γ = ", start % len(steps))
