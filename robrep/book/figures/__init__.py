@@ -27,7 +27,7 @@ from robrep.book.figures.attacks import (
 from robrep.book.figures.auditing import audit_figure
 from robrep.book.figures.base import PALETTE, Style, styles
 from robrep.book.figures.byorl import panels
-from robrep.book.figures.comparison import method_dots, method_plane
+from robrep.book.figures.comparison import method_dots, method_plane, transfer_matrix
 from robrep.book.figures.contrastive import code_moves, contrast_matrix, watched_training
 from robrep.book.figures.cropd import curves_slider, ensemble_against_part, implied_sizes
 from robrep.book.figures.images import attack_slider, captions, image_grid, perturbation
@@ -100,8 +100,9 @@ __all__ = [
     "suite_bars",
     "trade_off",
     "training_curves",
+    "transfer_matrix",
     "umap_embed",
-    "watched_training",
     "vulnerability_against_gap",
+    "watched_training",
     "weak_beside_strong",
 ]
