@@ -44,6 +44,7 @@ from robrep.book.figures.latent import kl_picture, latent_clouds, umap_embed
 from robrep.book.figures.listing import source
 from robrep.book.figures.losses import bound_bars, training_curves
 from robrep.book.figures.rates import accuracy_against_radius, accuracy_slider, label_curve, trade_off
+from robrep.book.figures.smooth import accuracy_panels
 from robrep.book.figures.transport import coupling_picture, encoder_line, entropic_objective
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Style",
     "accuracy_against_calls",
     "accuracy_against_radius",
+    "accuracy_panels",
     "accuracy_slider",
     "ascent_curves",
     "attack_slider",
