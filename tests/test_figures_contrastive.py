@@ -22,7 +22,8 @@ def test_contrast_matrix() -> None:
     z = vectors(4, 3)
     fig = figures.contrast_matrix(z @ z.T, ["x1", "x2", "x1'", "x2'"], ["a", "b", "a"])
     shown = np.array(fig.data[0].z, dtype=float)
-    assert np.isnan(shown.diagonal()).all() and np.isfinite(shown).sum() == 12 * 11, "only the anchor itself is blank"
+    assert np.isnan(shown.diagonal()).all() and np.isfinite(shown).sum() == 12 * 11, "no vector is compared with itself"
+    assert list(fig.data[1].x) == list(fig.data[1].y) == list(range(12)), "a cross there"
     assert fig.data[0].x is None, "two images of one name keep a row each"
     c = (z @ z.T).numpy().reshape(4, 3, 4, 3).transpose(1, 0, 3, 2).reshape(12, 12)
     assert np.allclose(shown, np.where(np.isnan(shown), np.nan, c), atol=1e-3, equal_nan=True)
@@ -37,9 +38,9 @@ def test_contrast_matrix() -> None:
 def test_code_moves() -> None:
     clean = torch.zeros(5, 2)
     moved = {"near": clean + 0.1, "far": clean + torch.tensor([3.0, 4.0])}
-    fig = figures.code_moves(clean, moved, list("abcde"), spread=torch.ones(5, 2), told={"near": "0", "far": "5 nats"})
+    fig = figures.code_moves(clean, moved, list("abcde"), spread=torch.ones(5, 2), told={"near": "0", "far": "5, nats"})
     assert "far 5" in fig.layout.meta["alt"] and not fig.frames and len(fig.data) == 6
-    assert [a.text for a in fig.layout.annotations] == ["near<br>0", "far<br>5 nats"]
+    assert [a.text for a in fig.layout.annotations] == ["near<br>0", "far<br>5<br>nats"]
     assert {t.xaxis for t in fig.data[:3]} == {"x"} and {t.xaxis for t in fig.data[3:]} == {"x2"}
     assert np.nanmax(np.array(fig.data[5].y, dtype=float)) == 4, "the second panel's lines end where it moved them"
     assert fig.layout.yaxis.scaleanchor == "x" and fig.layout.yaxis2.scaleanchor == "x2", "a unit is a unit"

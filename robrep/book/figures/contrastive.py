@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def contrast_matrix(cosines: Any, views: Sequence[str], images: Sequence[str]) -> Figure:
-    """All cosines of n views of N images, image by image: positives in boxes, the anchor's own entry blank.
+    """All cosines of n views of N images, image by image: positives in boxes, a cross for the anchor itself.
 
     Args:
         cosines: shape (n N, n N), rows and columns view by view, as NT-Xent computes them.
@@ -36,7 +36,7 @@ def contrast_matrix(cosines: Any, views: Sequence[str], images: Sequence[str]) -
     positive, negative = c[own & ~itself].mean(), c[~own].mean()
     fig = new_figure(
         f"Cosines of {n} views of {size} images as a matrix, image by image. Boxes on the diagonal hold the positives, "
-        "other views of the row's image; the entry of a vector with itself is blank; all else are negatives. The mean "
+        "other views of the row's image; a cross marks a vector with itself; everything else is a negative. The mean "
         f"cosine of positives is {positive:.2f}, of negatives {negative:.2f}.",
         height=500,
     )
@@ -50,14 +50,24 @@ def contrast_matrix(cosines: Any, views: Sequence[str], images: Sequence[str]) -
             colorscale="RdBu",
             reversescale=True,
             hovertemplate="%{text}<br>cosine %{z:.2f}<extra></extra>",
-            colorbar={"title": {"text": "cosine"}, "thickness": 12},
+            colorbar={"title": {"text": "cosine", "side": "top"}, "thickness": 12, "len": 0.6}
+            | {"orientation": "h", "y": -0.08, "yanchor": "top"},  # below: on a narrow page it has no room at the side
         )
     )
+    where, cross = list(range(n * size)), {"symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 1.5}}
+    fig.add_scatter(x=where, y=where, mode="markers", marker=cross, hoverinfo="skip", showlegend=False)
     middle = [n * i + (n - 1) / 2 for i in range(size)]
-    fig.update_xaxes(tickvals=middle, ticktext=list(images), showgrid=False, zeroline=False, constrain="domain")
+    fig.update_xaxes(
+        tickvals=middle,
+        ticktext=list(images),
+        showgrid=False,
+        zeroline=False,
+        constrain="domain",
+        range=[-0.5, n * size - 0.5],
+    )
     fig.update_yaxes(
-        tickvals=list(range(n * size)), ticktext=list(views) * size, tickfont={"size": 10}, showgrid=False,
-        zeroline=False, autorange="reversed", scaleanchor="x", constrain="domain",
+        tickvals=where, ticktext=list(views) * size, tickfont={"size": 10}, showgrid=False,
+        zeroline=False, range=[n * size - 0.5, -0.5], scaleanchor="x", constrain="domain", constraintoward="top",
     )  # fmt: skip
     for i in range(size):
         low, high = n * i - 0.5, n * (i + 1) - 0.5
@@ -80,7 +90,7 @@ def code_moves(
         moved: attack -> where its codes end, (N, 2).
         names: names of the N images.
         spread: standard deviation of the codes' own noise along both axes, (N, 2), drawn as an ellipse; None for none.
-        told: attack -> a few words on what it reached, for the panel's title.
+        told: attack -> a few words on what it reached, for the panel's title; a comma becomes a line break.
 
     Raises:
         ValueError: shapes that differ.
@@ -97,7 +107,7 @@ def code_moves(
         "Mean length: " + ", ".join(f"{k} {length[k]:.2g}" for k in ends) + ".",
         height=440,
         cols=len(ends),
-        subplot_titles=[f"{k}<br>{told[k]}" if told else k for k in ends],
+        subplot_titles=[f"{k}<br>{told[k]}".replace(", ", "<br>") if told else k for k in ends],
         horizontal_spacing=0.1 / len(ends),
     )
     look, circle = styles(ends), np.linspace(0, 2 * np.pi, 25)
@@ -138,9 +148,10 @@ def code_moves(
     fig.update_yaxes(title_text="second direction", col=1)
     for col in range(1, len(ends) + 1):
         across = fig.get_subplot(1, col).xaxis.plotly_name.replace("axis", "")
-        fig.update_yaxes(scaleanchor=across, constrain="domain", row=1, col=col)
+        fig.update_yaxes(scaleanchor=across, constrain="domain", constraintoward="top", row=1, col=col)
     fig.update_xaxes(constrain="domain")
-    fig.update_layout(margin_t=60)
+    fig.update_annotations(font_size=13)
+    fig.update_layout(margin_t=75)
     return fig
 
 
