@@ -169,7 +169,10 @@ def search_slider(searches: Mapping[str, Mapping[Any, Search]], *, total: int, s
             answer = f"{name}: what the search finds ({100 * one.right:.0f} % right of {total})"
             rows |= {f"{name}: query": one.queries, answer: one.found}
             said[answer] = one.captions
-        return _layout(rows, said, len(next(iter(searches.values()))[radius].queries))
+        placed, columns, tall = _layout(rows, said, len(next(iter(searches.values()))[radius].queries))
+        gap = 0.25  # more room for titles: on a phone an image is hardly higher than a line of text
+        moved = [row._replace(top=row.top + gap * i, below=row.below + gap * i) for i, row in enumerate(placed, 1)]
+        return moved, columns, tall + gap * len(placed)
 
     def title(row: _Row) -> Any:
         place = {"x": [0], "y": [row.top], "text": [row.name], "mode": "text", "textposition": "top right"}
