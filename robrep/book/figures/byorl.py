@@ -163,7 +163,8 @@ def search_slider(searches: Mapping[str, Mapping[Any, Search]], *, total: int, s
             raise ValueError(f"searches of {name!r} have the radii {list(found)}, expected {radii} as for the first")
 
     def grid(radius: Any) -> tuple[list[_Row], int, float]:
-        rows, said = {}, {}
+        rows: dict[str, Tensor] = {}
+        said: dict[str, Sequence[Caption]] = {}
         for name, found in searches.items():
             one = found[radius]
             answer = f"{name}: what the search finds ({100 * one.right:.0f} % right of {total})"
