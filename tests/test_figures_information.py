@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -91,6 +92,14 @@ def test_models_of_a_group_are_joined_by_their_gaps() -> None:
     models = [{"name": n, "vulnerability": v, "gap": g} for n, v, g in (("a", 1.0, 0.9), ("b", 2.0, 0.1))]
     (trace,) = figures.vulnerability_against_gap({"width 16": models}).data
     assert trace.hovertext == ("b", "a") and trace.y == pytest.approx((10, 90))
+
+
+def test_the_curves_around_the_cases_are_their_bounds() -> None:
+    high, low, exact, _ = MADE["cases"]().data
+    for case in CASES:
+        assert exact.y[exact.x.index(pytest.approx(case.gap, rel=1e-3))] == pytest.approx(case.value, rel=1e-3)
+        for line, bound in ((high, case.high), (low, case.low)):
+            assert np.interp(case.gap, line.x, line.y) == pytest.approx(bound, abs=2e-3)
 
 
 def test_ceiling_is_fano() -> None:

@@ -27,7 +27,7 @@ from robrep.book.figures.base import (
     rounded,
     styles,
 )
-from robrep.book.worst_case_mi import LinearVulnerability, fano_accuracy, linear_vulnerability
+from robrep.book.worst_case_mi import LinearVulnerability, entropy_drop, fano_accuracy, linear_vulnerability
 from robrep.checks import positive_int
 from robrep.information import donsker_varadhan
 
@@ -78,7 +78,7 @@ def estimates_against_truth(
                 col=column,
             )
             told.append(f"{setting} {key}, {name}: {y[0]:.2f} at {x[0]:g}, {y[-1]:.2f} at {x[-1]:g}")
-        fig.update_xaxes(title_text="true information (nats)", rangemode="tozero", row=1, col=column)
+        fig.update_xaxes(title_text="true MI (nats)", rangemode="tozero", row=1, col=column)
     fig.layout.meta = {"alt": f"Estimated mutual information at the true one, in nats. {'; '.join(told)}."}
     fig.update_yaxes(title_text="estimate minus truth (nats)", row=1, col=1)
     return fig
@@ -171,7 +171,7 @@ def linear_vulnerability_slider(
 
 
 def bounds_of_cases(cases: Sequence[LinearVulnerability], sampled: Sequence[float]) -> Figure:
-    """Random cases of theorem 3.2, ordered by the gap: the interval of the corrected bounds and RV inside it.
+    """Random cases of theorem 3.2: RV against the adversarial gap, between the two bounds as curves.
 
     Args:
         cases: exact results.
@@ -179,37 +179,29 @@ def bounds_of_cases(cases: Sequence[LinearVulnerability], sampled: Sequence[floa
     """
     import plotly.graph_objects as go
 
-    order = sorted(range(len(cases)), key=lambda i: cases[i].gap)
-    low, value, high = (np.array([getattr(cases[i], key) for i in order]) for key in ("low", "value", "high"))
-    n = list(range(1, len(cases) + 1))
-    inside = int(((low <= value) & (value <= high)).sum())
+    inside = sum(c.low <= c.value <= c.high for c in cases)
     fig = new_figure(
         f"{len(cases)} random cases: RV lies between F(AG/2) and F(AG) in {inside}; F(AG) is always the larger one.",
         height=420,
     )
-    middle = (low + high) / 2
-    fig.add_trace(
-        go.Scatter(
-            x=n,
-            y=rounded(middle),
-            error_y=error_bars(middle, low, high),
-            mode="markers",
-            marker={"size": 1, "color": GREY},
-            name="from F(AG/2) to F(min(AG, ½))",
-            hoverinfo="skip",
-        )
-    )
-    for name, y, symbol, color in (
-        ("RV, exact", value, "circle", BLUE),
-        ("RV, sampled", np.array([sampled[i] for i in order]), "x", VERMILION),
-        ("F(AG), the printed lower bound", high, "triangle-down", GREEN),
+    gaps = torch.linspace(0, 1.05 * max(c.gap for c in cases), 80, dtype=torch.float64)
+    for name, at, color, dash in (
+        ("F(AG), upper bound, printed as the lower", gaps.clamp(max=0.5), VERMILION, "dash"),
+        ("F(AG/2), lower bound, printed as the upper", gaps / 2, GREEN, "dot"),
     ):
-        fig.add_trace(
-            go.Scatter(
-                x=n, y=rounded(y), mode="markers", name=name, marker={"symbol": symbol, "size": 8, "color": color}
-            )
-        )
-    fig.update_xaxes(title_text="case, ordered by adversarial gap")
+        line = {"color": color, "dash": dash}
+        fig.add_trace(go.Scatter(x=rounded(gaps), y=rounded(entropy_drop(at)), mode="lines", name=name, line=line))
+    for name, y, marker in (
+        ("RV, exact", [c.value for c in cases], {"symbol": "circle-open", "size": 10, "color": BLUE}),
+        (
+            "RV, sampled",
+            list(sampled),
+            {"symbol": "x-thin", "size": 6, "color": GREY, "line": {"width": 2, "color": GREY}},
+        ),
+    ):
+        x = [c.gap for c in cases]
+        fig.add_trace(go.Scatter(x=rounded(x), y=rounded(y), mode="markers", name=name, marker=marker))
+    fig.update_xaxes(title_text="adversarial gap AG", rangemode="tozero")
     fig.update_yaxes(title_text="nats")
     return fig
 
@@ -319,7 +311,9 @@ def unit_vulnerability(models: Mapping[str, Sequence[Mapping[str, float]]]) -> F
 
     look, told = styles(need("models", models)), []
     fig = new_figure("", height=360, cols=len(models), subplot_titles=list(models), shared_yaxes=True)
-    top = max(u["normal"] for units in models.values() for u in units)
+    ends = [u[key] for units in models.values() for u in units for key in ("normal", "worst")]
+    margin = 0.08 * (max(ends) - min(ends))
+    span = rounded([min(ends) - margin, max(ends) + margin])
     for column, (name, units) in enumerate(models.items(), 1):
         color, _, symbol = look[name]
         units = sorted(units, key=lambda u: u["normal"])
@@ -341,7 +335,7 @@ def unit_vulnerability(models: Mapping[str, Sequence[Mapping[str, float]]]) -> F
             )
         normal, worst = (sum(u[key] for u in units) for key in ("normal", "worst"))
         told.append(f"{name}: {worst:.2f} of {normal:.2f} nats left in {len(units)} units together")
-        fig.update_xaxes(title_text="information (nats)", range=rounded([-0.05 * top, 1.08 * top]), row=1, col=column)
+        fig.update_xaxes(title_text="nats", range=span, row=1, col=column)
     fig.layout.meta = {"alt": f"Information of single units, normal and in the worst case. {'; '.join(told)}."}
     fig.update_yaxes(dtick=1)
     fig.update_yaxes(title_text="unit, by information", row=1, col=1)
