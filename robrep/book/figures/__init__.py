@@ -30,10 +30,10 @@ from robrep.book.figures.images import attack_slider, captions, image_grid, pert
 from robrep.book.figures.information import (
     bounds_of_cases,
     estimates_against_truth,
-    feature_histograms,
     information_pairs,
     linear_vulnerability_slider,
     released_slip,
+    unit_vulnerability,
     vulnerability_against_gap,
     weak_beside_strong,
 )
@@ -73,7 +73,6 @@ __all__ = [
     "ensemble_against_part",
     "entropic_objective",
     "estimates_against_truth",
-    "feature_histograms",
     "gradient_noise",
     "image_grid",
     "implied_sizes",
@@ -99,6 +98,7 @@ __all__ = [
     "training_curves",
     "transfer_matrix",
     "umap_embed",
+    "unit_vulnerability",
     "vulnerability_against_gap",
     "watched_training",
     "weak_beside_strong",
