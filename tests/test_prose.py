@@ -34,7 +34,7 @@ STUMBLES = {
     r"\bmakes the points more\b": "increases n",
     r"\bis secrecy and no\b": "is secrecy, not",
     r"\bholds? the numbers\b|\bholds? (?:it|them) against\b": "compares with",
-    r"\bSo it is\b|\bthat is all\b|\bthat is the whole\b": "say what, in a full sentence",
+    r"(?-i:\bSo it is\b)|\bthat is all\b": "say what, in a full sentence",
     r"\bis at home\b|\bgoes without saying\b|\bto be had\b": "say it plainly",
     r"\bbad attack makes\b": "a weak attack inflates it",
     r"\btries to fool the model\b": "under attack",
