@@ -98,7 +98,7 @@ ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 def information(scores: Tensor, estimator: str = "dv") -> Tensor:
     """The estimate of a critic's scores (L, N, N), averaged over the L locations; a scalar.
 
-    With a critic of local features it is a mean of *local* informations, I(part of x; z), each at most I(x; z).
+    With a critic of local features it is a mean of *local* information values, I(part of x; z), each at most I(x; z).
 
     Raises:
         ValueError: an estimator that is none of :data:`ESTIMATORS`, scores of a shape that does not fit.

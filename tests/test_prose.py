@@ -1,4 +1,7 @@
-"""The voice of the book: no phrase that native readers stumbled over, and no misspelt word."""
+"""The voice of the book: no phrase that native readers stumbled over, and no misspelt word.
+
+Spelling is that of pyspellchecker's English dictionary, with the names, terms and British forms of ``words.txt``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from spellchecker import SpellChecker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,8 +59,8 @@ def words_of_code(source: str) -> Iterator[str]:
             yield node.value
 
 
-def prose(path: Path) -> str:
-    """What a page or a module says, in one line."""
+def texts_of(path: Path) -> list[str]:
+    """What a page or a module says."""
     if path.suffix == ".ipynb":
         texts = []
         for cell in json.loads(path.read_text())["cells"]:
@@ -67,7 +71,12 @@ def prose(path: Path) -> str:
         texts = list(words_of_code(path.read_text()))
     else:
         texts = [path.read_text()]
-    return re.sub(r"\s+", " ", "\n".join(texts))
+    return texts
+
+
+def prose(path: Path) -> str:
+    """The same in one line."""
+    return re.sub(r"\s+", " ", "\n".join(texts_of(path)))
 
 
 PAGES = sorted(
@@ -99,3 +108,38 @@ def test_the_phrases_are_found() -> None:
         " large, when somebody tries to fool the model."
     )
     assert [phrase for phrase in STUMBLES if not re.search(phrase, said, re.IGNORECASE)] == []
+
+
+NO_WORDS = [  # code, mathematics, references, links, names with digits or signs
+    r"^---\n.*?\n---\n",
+    r"```\{?(?:code|math|raw|prf|bash|python|text|eval-rst|yaml)[^\n]*\n.*?```",
+    r"<(?:svg|style|script)\b.*?</(?:svg|style|script)>|<[^>]*>",
+    r"\$\$.*?\$\$|\$[^$]*\$|``.*?``|`[^`]*`|\{[a-z:]+\}`[^`]*`|\{[^{}]*\}|\]\([^)]*\)|\(\w[\w-]*\)=|https?://\S+",
+    r"\S*[_/\\=<>@#%^*|~]\S*|\b\S*\d\S*\b|\w+\.\w+(?:\.\w+)*|--\S+|\b[A-Za-z]*[A-Z]\w*[A-Z]\w*\b|\b\w+[A-Z]\w*\b",
+]
+
+
+def words(text: str) -> set[str]:
+    for pattern in NO_WORDS:
+        text = re.sub(pattern, " ", text, flags=re.DOTALL | re.MULTILINE)
+    return {re.sub(r"['’]s?$", "", word) for word in re.findall(r"[A-Za-z][A-Za-z'’]*[A-Za-z]", text)}
+
+
+@pytest.fixture(scope="module")
+def spelling() -> SpellChecker:
+    found = SpellChecker(distance=1)
+    found.word_frequency.load_words((ROOT / "tests" / "words.txt").read_text().split())
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_spelling(path: Path, spelling: SpellChecker) -> None:
+    said = {word for text in texts_of(path) if " " in text.strip() for word in words(text)}
+    assert not (wrong := spelling.unknown(said)), f"misspelt, or to be added to tests/words.txt: {sorted(wrong)}"
+
+
+def test_the_checker_finds_what_is_misspelt(spelling: SpellChecker) -> None:
+    said = words(
+        "Robustnes is mesured with `cosnie` at $\\epsilno$ by {func}`attakc`, see [this](htpt.md); teh radius."
+    )
+    assert spelling.unknown(said) == {"robustnes", "mesured", "teh"}

@@ -1,7 +1,7 @@
 """The chapter on worst-case mutual information: cases whose truth is known, and vulnerability as critics estimate it.
 
-A critic is trained on one part of the data and evaluated on another, so that it cannot score pairs that it has memorised.
-Every value is an estimate *from below*, up to sampling: a better critic finds more.
+A critic is trained on one part of the data and evaluated on another, so that it cannot score pairs that it has
+memorised. Every value is an estimate *from below*, up to sampling: a better critic finds more.
 """
 
 from __future__ import annotations
