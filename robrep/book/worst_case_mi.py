@@ -1,7 +1,7 @@
-"""The chapter on worst-case mutual information: cases whose truth is known, and vulnerability as critics estimate it.
+"""The chapter on worst-case mutual information: cases with a known answer, and vulnerability as critics estimate it.
 
 A critic is trained on one part of the data and evaluated on another, so that it cannot score pairs that it has
-memorised. Every value is an estimate *from below*, up to sampling: a better critic finds more.
+memorised. Every information is estimated *from below*, up to sampling noise: a better critic finds more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robrep.methods import CriticOf, WorstCaseCriticOf, information_attack
 from robrep.random import fold, generator
 from robrep.training import Examples, fit
 
-# --- cases whose truth is known -------------------------------------------------------------------------------------
+# --- cases with a known answer -------------------------------------------------------------------------------------
 
 
 def correlated_gaussians(n: int, dim: int, nats: float, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -67,15 +67,15 @@ def entropy_drop(t: Tensor | float) -> Tensor:
 
 
 class LinearVulnerability(NamedTuple):
-    """The vulnerability of the feature sgn(w.x), exactly, with the bounds of theorem 3.2 as they hold.
+    """The vulnerability of the feature sgn(w.x), exactly, with the corrected bounds of theorem 3.2.
 
     Attributes:
         risk: error of the best of the two classifiers of the feature.
         gap: AG, its adversarial gap: adversarial risk minus risk.
         moved: m, by how much an adversary can move the probability of one value of the feature; at most 1/2.
         value: RV = F(m) in nats.
-        low: F(AG / 2), the lower bound. The paper has it above.
-        high: F(min(AG, 1/2)), the upper bound. The paper has it below, without the minimum.
+        low: F(AG / 2), the lower bound. The paper prints it as the upper one.
+        high: F(min(AG, 1/2)), the upper bound. The paper prints it as the lower one, without the minimum.
     """
 
     risk: float
@@ -117,7 +117,7 @@ def linear_vulnerability(
     Raises:
         ValueError: shapes that do not fit, a w that is zero, a variance that is not positive, eps or p out of range.
 
-    Source: Zhu et al. 2020, theorem 3.2, which is printed with the two bounds exchanged.
+    Source: Zhu et al. 2020, theorem 3.2, whose print has the two bounds the wrong way round.
     """
     w, theta, covariance = (torch.as_tensor(v, dtype=torch.float64) for v in (w, theta, covariance))
     if w.ndim != 1 or theta.shape != w.shape or covariance.shape != (len(w), len(w)):
@@ -137,10 +137,10 @@ def linear_vulnerability(
 
 
 def fano_accuracy(nats: float, classes: int) -> float:
-    """(I + ln 2) / ln C, at most 1: above it no head's accuracy can be, if the labels are uniform over C classes.
+    """(I + ln 2) / ln C, at most 1: an upper bound on every head's accuracy if the C classes are equally likely.
 
     With I = I(X'; g(X')) at the worst X', it bounds the robust accuracy (Zhu et al. 2020, theorem 3.4, there as a lower
-    bound of the risk). It holds for the true information: an estimate *from below* put in its place bounds nothing.
+    bound of the risk). It holds for the true information: with an estimate *from below* in its place it bounds nothing.
 
     Raises:
         TypeError, ValueError: a negative or infinite information, fewer than two classes.
@@ -161,8 +161,8 @@ def read_off(critic: nn.Module, x: Tensor, z: Tensor, estimator: str = "dv", bat
         critic: x and z to scores (L, N, N).
         x: (N, ...), z: (N, D), row by row from the joint distribution.
         estimator: a name of :data:`robrep.information.ESTIMATORS`.
-        batch_size: pairs in a matrix of scores. The estimators depend on it: a lower bound from N pairs has trouble
-            beyond ln N. A last batch of another size is left out, unless it is the only one.
+        batch_size: pairs in a matrix of scores. The estimators depend on it: a lower bound from N pairs is
+            unreliable beyond ln N. A last batch of another size is left out, unless it is the only one.
     """
     device, kept = device_of(critic), []
     with attack_mode(critic):
@@ -187,14 +187,14 @@ def estimate_information(
     seed: int = 0,
     progress: str | None = None,
 ) -> float:
-    """Mutual information of paired samples by a trained critic (MINE), read off on pairs it has not seen, in nats.
+    """Mutual information of paired samples by a trained critic (MINE), evaluated on unseen pairs, in nats.
 
     Args:
         critic: x and z to scores (L, N, N); trained in place.
         x, z: (N, ...) and (N, D), the pairs to train on.
-        held_out: other pairs (x, z), to read the estimate off.
+        held_out: other pairs (x, z), on which the estimate is evaluated.
         estimator: what the critic maximises, a name of :data:`robrep.information.ESTIMATORS`.
-        reading: what is read off; the same if None. A critic trained by "js" is best read by "dv".
+        reading: the estimator that is evaluated; the same if None. After training with "js", use "dv".
         epochs, batch_size, lr, seed, progress: as in :func:`robrep.training.fit`.
 
     Source: Belghazi et al. 2018.
@@ -208,11 +208,11 @@ def estimate_information(
 
 @dataclass(frozen=True)
 class Vulnerability:
-    """RV of an encoder, as estimated.
+    """The estimated RV of an encoder.
 
     Attributes:
         normal: J1, the estimate of I(x; g(x)) on held-out images, in nats.
-        worst: J2, that at the worst x' that was found, by a critic trained against the attack.
+        worst: J2, the same at the worst x' found, by a critic trained against the attack.
     """
 
     normal: float
@@ -220,7 +220,7 @@ class Vulnerability:
 
     @property
     def value(self) -> float:
-        """J1 - J2. The difference of two estimates from below is a bound in neither direction."""
+        """J1 - J2. The difference of two estimates from below is neither an upper nor a lower bound."""
         return self.normal - self.worst
 
 
@@ -245,20 +245,20 @@ def representation_vulnerability(
 ) -> Vulnerability:
     """RV = I(x; g(x)) - min over x' of I(x'; g(x')), each term by a critic of its own (Zhu et al. 2020, section 4).
 
-    The critic of the second term and the attack take turns: attack the batch, move the critic, next batch. Both critics
-    are then read off on held-out images, the second one under ``reading_attack``.
+    The critic of the second term and the attack alternate: attack the batch, update the critic, next batch. Both
+    critics are then evaluated on held-out images, the second one under ``reading_attack``.
 
     Args:
-        encoder: images to codes (N, D); left alone, in evaluation mode throughout.
-        make_critic: gives a fresh critic; called twice, with the same random numbers.
+        encoder: images to codes (N, D); unchanged, in evaluation mode throughout.
+        make_critic: returns a new critic; called twice, with the same random numbers.
         x: images to train the critics on.
-        held_out: images to read the estimates off.
-        attack, threat: how and where the second term is made small.
+        held_out: images on which the estimates are evaluated.
+        attack, threat: the search that reduces the second term, and its ball.
         reading_attack: the attack on the held-out images; ``attack`` if None.
         estimator: a name of :data:`robrep.information.ESTIMATORS`.
         detached: see :func:`robrep.methods.information_attack`.
         epochs, batch_size, lr, seed, cache, progress: as in :func:`robrep.training.fit`.
-        reading_batch: images in a matrix of scores when reading off.
+        reading_batch: images in a matrix of scores on the held-out images.
     """
     positive_int("reading_batch", reading_batch)
     images, device = floats(held_out), device_of(encoder)
@@ -325,7 +325,7 @@ def feature_vulnerability(
     Args:
         network: images to (N, K, ...), such as an encoder's first layers.
         indices: which units.
-        make_critic: gives a fresh critic for codes of dimension 1.
+        make_critic: returns a new critic for codes of dimension 1.
         position: see :class:`Neuron`.
         x, held_out, attack, threat, options: as for :func:`representation_vulnerability`.
     """
