@@ -1,4 +1,4 @@
-"""Contrastive learning: NT-Xent over any number of views, and two measures of the codes that it leaves behind."""
+"""Contrastive learning: NT-Xent over any number of views, CRoPD's loss, and two measures of learnt codes."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def nt_xent(
         \Big[-\frac{\mathrm{sim}(g_v, g_w)}{\tau} + \ln \sum_{k \in D} e^{\mathrm{sim}(g_v, k)/\tau}\Big]
 
     with the cosine similarity sim. Two views give SimCLR's loss, three RoCL's, four that of SimCLR + Urkle. If several
-    processes train together, each gives its own images' values, and D holds the vectors of all; gradients reach them
-    all, so that the mean over processes is the loss of one process with the whole batch.
+    processes train together, each returns the values of its own images, and D holds the vectors of all processes.
+    Gradients flow back to all of them, so the mean over processes is the loss of one process with the whole batch.
 
     Args:
         views: at least two tensors (N, D), row i of each a vector of image i; computed in float32 or wider.
         temperature: tau, above 0.
-        denominator: which vectors D holds. "all_but_self" leaves out the anchor g_v alone (SimCLR, RoCL);
-            "negatives_only" all vectors of the anchor's image, its positives too (as eq. 9 of Nguyen et al. prints).
-        detach_keys: count everything that an anchor is compared with as a constant, as RoCL's released code does: the
-            gradient is halved and hardly turned.
+        denominator: which vectors D holds. "all_but_self" leaves out only the anchor g_v (SimCLR, RoCL);
+            "negatives_only" leaves out all vectors of the anchor's image, its positives too (eq. 9 of Nguyen et al.).
+        detach_keys: treat everything that an anchor is compared with as a constant, as RoCL's released code does. This
+            halves the gradient and hardly changes its direction.
 
     Raises:
         ValueError: fewer than two views or images, shapes that differ, or a temperature that is not above 0.
 
-    Source: Chen et al. 2020, eq. 1; Nguyen et al. 2022, eq. 9, with the minus-log that its print lacks.
+    Source: Chen et al. 2020, eq. 1; Nguyen et al. 2022, eq. 9, with the minus-log that is missing there.
     """
     one_of("denominator", denominator, DENOMINATORS)
     above_zero("temperature", temperature)
@@ -55,7 +55,7 @@ def nt_xent(
         keys, first = _gathered(anchors)
         n, size, total = len(views), len(views[0]), keys.shape[1]
         if total < 2:
-            raise ValueError(f"views hold {total} image, expected at least two: there is nothing to be told apart from")
+            raise ValueError(f"views has {total} image, expected at least two: an image is compared with others")
         keys = keys.detach() if detach_keys else keys
         scores = (anchors.flatten(0, 1) @ keys.flatten(0, 1).T / temperature).view(n, size, n, total)
     row = torch.arange(size, device=scores.device)
@@ -75,19 +75,19 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
     .. math:: -\frac{\mathrm{sim}(p_i', p_i)}{\tau} + \ln \sum_{v \in N_i} e^{\mathrm{sim}(p_i, v)/\tau}
 
     with the cosine similarity sim, p_i the vector of image i, p_i' that of its adversary, and N_i the clean and the
-    adversarial vectors of all other images. Unlike NT-Xent the anchor of the sum is the clean vector alone, and the
-    positive is not part of the sum: a loss below 0 is possible. Where several processes train together, N_i holds the
-    vectors of all, as in :func:`nt_xent`.
+    adversarial vectors of all other images. Unlike in NT-Xent, only clean vectors are anchors of the sum, and the sum
+    leaves the positive out, so the loss can be below 0. If several processes train together, N_i holds the vectors of
+    all processes, as in :func:`nt_xent`.
 
     Args:
         clean: vectors of the images, (N, D); computed in float32 or wider.
         adversarial: vectors of their adversaries, row by row, (N, D).
-        temperature: tau, above 0. The paper does not give its own.
+        temperature: tau, above 0. The paper does not state its value.
 
     Raises:
         ValueError: shapes that differ, fewer than two images, or a temperature that is not above 0.
 
-    Source: Liu et al. 2025, eq. 1 and below; one parenthesis of its appendix is misplaced, tau divides the similarity.
+    Source: Liu et al. 2025, eq. 1 and below. A parenthesis in its appendix is misplaced: tau divides the similarity.
     """
     above_zero("temperature", temperature)
     if clean.ndim != 2 or clean.shape != adversarial.shape:
@@ -98,9 +98,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
         keys, first = _gathered(pair)
         size, total = len(clean), keys.shape[1]
         if total < 2:
-            raise ValueError(
-                f"clean holds {total} image, expected at least two: there is nothing to be told apart from"
-            )
+            raise ValueError(f"clean has {total} image, expected at least two: an image is compared with others")
         scores = (pair[0] @ keys.flatten(0, 1).T / temperature).view(size, 2, total)
         positive = (pair[0] * pair[1]).sum(1) / temperature
     row = torch.arange(size, device=scores.device)
@@ -123,7 +121,7 @@ def _gathered(anchors: Tensor) -> tuple[Tensor, int]:
 def effective_rank(codes: Tensor) -> float:
     """How many dimensions codes (N, D) use: exp of the entropy of their normalised singular values, 1 ... min(N, D).
 
-    The codes are centred first, so that codes that are all equal, a collapsed encoder, give 0.
+    The codes are centred first. Codes that are all equal, as a collapsed encoder gives them, have rank 0.
 
     Source: Roy and Vetterli 2007.
     """

@@ -1,4 +1,4 @@
-"""Named image data sets as uint8 tensors: one ``.npz`` each, a fixed validation split, labels by the handful.
+"""Named image data sets as uint8 tensors: one ``.npz`` each, a fixed validation split, small labelled subsets.
 
 ``load(name)`` gives a :class:`Dataset`. ``digits`` and ``colour-digits`` come with scikit-learn and need no download;
 every other set is kept as ``<root>/<name>.npz`` (``x_train, y_train, x_test, y_test``; images uint8, N x C x H x W;
@@ -331,7 +331,7 @@ def label_subset(
         have = np.bincount(labels, minlength=len(names))
         for k in np.flatnonzero(have < need):
             raise ValueError(f"class {names[k]!r} has {have[k]} examples, a balanced subset of {count} needs {need[k]}")
-        rank = np.empty_like(order)  # the how-manieth of its class each example is, in the random order
+        rank = np.empty_like(order)  # rank of each example within its class, in the random order
         rank[np.argsort(labels[order], kind="stable")] = np.arange(len(order)) - np.repeat(np.cumsum(have) - have, have)
         order = order[np.lexsort((place[labels[order]], rank))]  # one of each class, then a second of each, ...
     return torch.from_numpy(np.sort(order[:count]))

@@ -1,4 +1,4 @@
-"""Foundation models, trained by others: loaded, fed in their own units, put behind a pre-processor and left frozen."""
+"""Foundation models: load them, prepare their input, freeze them behind a pre-processor, and adapt them by LoRA."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from robrep.gaussians import Gaussian, upcast
 from robrep.objectives import own_ids
 from robrep.random import fold, uniform
 
-#: Mean and standard deviation of ImageNet's channels, in [0, 1]: what ViT-MAE's own configuration says.
+#: Mean and standard deviation of the channels of ImageNet, for images in [0, 1], as in the configuration of ViT-MAE.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Prepare(nn.Module):
-    """Images as a network wants them, inside the graph: scaled up bilinearly and normalised.
+    """Resize images bilinearly and normalise them for a network; gradients pass through.
 
     Args:
-        image_size: side to scale to.
-        channels: channels that the network wants; grey images are repeated where it wants three.
-        mean, std: of the channels; None for ImageNet's with three channels, else 0.5 each.
+        image_size: height and width after resizing, in pixels.
+        channels: number of channels that the network expects; a grey image is repeated in each of them.
+        mean, std: of the channels. None takes those of ImageNet for three channels, and 0.5 for any other number.
 
     Shapes: images (N, C, H, W) in [0, 1] to (N, channels, image_size, image_size).
+
+    Raises:
+        ValueError: ``mean`` or ``std`` does not have one value for each channel.
     """
 
     mean: Tensor
@@ -58,28 +61,28 @@ class Prepare(nn.Module):
 
 
 class ViTMAE(nn.Module):
-    """The encoder of a transformers ViT-MAE, which by itself masks 75 % of the patches in *every* forward pass.
+    """The encoder of a ViT-MAE, a vision transformer pre-trained as a masked auto-encoder, with all patches visible.
 
-    It does so in evaluation mode too, and from the global random state: a model evaluated that way is another one in
-    every pass. Here the mask ratio is 0 and the patches keep their order unless asked otherwise, and what is random
-    comes from (seed, id).
+    The model of the transformers library hides 75 % of the patches in *every* forward pass, even in evaluation mode,
+    and draws them from the global random state, so each pass evaluates a different model. Here the mask ratio is 0 and
+    the patches keep their order by default, and (seed, id) decides every mask.
 
     Args:
-        model: a ``transformers.ViTMAEModel``. It is taken over: the mask ratio in its configuration is set.
-        token: what the code is: "cls", the first token of the last layer, or "mean", the mean of the others. The paper
-            does not say which its head sees.
-        mask_ratio: share of patches that are hidden, another choice for each image and seed; for experiments.
+        model: a ``transformers.ViTMAEModel``. The mask ratio in its configuration is overwritten.
+        token: which token is the code: "cls", the first of the last layer, or "mean", the mean of all others. The paper
+            does not say which one its head uses.
+        mask_ratio: fraction of patches to hide, drawn anew for each image and seed; for experiments.
         mean, std: as for :class:`Prepare`.
 
     Attributes:
         dim: dimension of the code.
-        random: whether a mask is drawn; then ``samples`` of a :class:`Chain` are averaged.
+        random: whether masks are drawn; a :class:`Chain` then averages over ``samples`` of them.
 
     Shapes: images (N, C, H, W) in [0, 1], of any size, to codes (N, dim).
 
     Raises:
-        TypeError: the model is another one.
-        ValueError: a mask ratio that is not in [0, 1) or hides everything.
+        TypeError: ``model`` is not a ViTMAEModel.
+        ValueError: ``mask_ratio`` is not in [0, 1), or leaves no patch visible.
 
     Source: He et al. 2022; Liu et al. 2025, appendix A.
     """
@@ -100,7 +103,9 @@ class ViTMAE(nn.Module):
             raise TypeError(f"model is a {type(model).__name__}, expected a ViTMAEModel (the .vit of a larger model)")
         self.patches = int(model.embeddings.patch_embeddings.num_patches)
         if not 0 <= mask_ratio < 1 or int(self.patches * (1 - mask_ratio)) < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}, expected at least 0, and one of {self.patches} patches left")
+            raise ValueError(
+                f"mask_ratio is {mask_ratio}, expected one in [0, 1) that leaves one of {self.patches} patches visible"
+            )
         self.token, self.random = one_of("token", token, ("cls", "mean")), mask_ratio > 0
         model.config.mask_ratio = float(mask_ratio)
         self.prepare = Prepare(model.config.image_size, model.config.num_channels, mean, std)
@@ -111,13 +116,14 @@ class ViTMAE(nn.Module):
 
         Args:
             x: images.
-            ids: int64 (N,), naming the images' masks; 0 ... N - 1 if None. Without masks it does not matter.
+            ids: int64 (N,), which with ``seed`` decide the masks; None for 0 to N - 1. Without masks they have no
+                effect.
             seed: seed of the masks.
         """
         if self.random:
             ids = own_ids(ids, x)
             order = uniform(fold(seed, "mask"), ids, (self.patches,)).to(x.device)
-        else:  # without it the library shuffles the patches, and the rounding with them
+        else:  # otherwise the library shuffles the patches, which changes the rounding
             order = torch.arange(self.patches, device=x.device, dtype=torch.float32).expand(len(x), -1)
         tokens = self.model(self.prepare(x), noise=order).last_hidden_state
         return tokens[:, 0] if self.token == "cls" else tokens[:, 1:].mean(1)
@@ -135,17 +141,18 @@ def load_vit_mae(
     Args:
         name: a model of the Hugging Face hub, or a folder with ``config.json`` and ``model.safetensors``.
         token, mask_ratio: as for :class:`ViTMAE`.
-        local_only: use what is on this machine and ask no server.
+        local_only: use only files on this machine, without any download.
 
     Raises:
-        OSError: it is not here and cannot be fetched.
+        ImportError: transformers is not installed.
+        OSError: the model is neither on this machine nor can it be downloaded.
     """
     model = _fetch(optional("transformers", "foundation").ViTMAEModel, "ViT-MAE", name, local_only)
     return ViTMAE(model, token=token, mask_ratio=mask_ratio).eval()
 
 
 def _fetch(kind: Any, what: str, name: str, local_only: bool) -> Any:
-    """``kind.from_pretrained``, or one sentence saying why not."""
+    """``kind.from_pretrained``, with an error in one sentence if it fails."""
     try:
         return kind.from_pretrained(name, local_files_only=local_only)
     except Exception as error:  # from OSError to a client library's own, and each version has others
@@ -171,16 +178,17 @@ def new_vit_mae(
     """A small, untrained ``transformers.ViTMAEForPreTraining``, for :class:`robrep.methods.MaskedPretraining`.
 
     Args:
-        image_size: side of the images that it takes, a multiple of ``patch``.
-        channels: channels of these.
-        patch: side of a patch.
-        width, depth, heads: of the encoder; the MLPs are 4 times as wide. Fixed sine-cosine positions want a width that
-            is a multiple of 4.
-        decoder_width, decoder_depth: of the decoder, which has the encoder's number of heads.
-        mask_ratio: share of patches hidden in pre-training.
+        image_size: height and width of the images, in pixels; a multiple of ``patch``.
+        channels: number of channels of the images.
+        patch: height and width of a patch, in pixels.
+        width, depth, heads: of the encoder; its MLPs are 4 times as wide. The fixed sine-cosine positions require a
+            width that is a multiple of 4.
+        decoder_width, decoder_depth: of the decoder, which has as many heads as the encoder.
+        mask_ratio: fraction of patches hidden in pre-training.
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        ImportError: transformers is not installed.
+        ValueError: ``image_size`` is not a multiple of ``patch``, or a width not one of 4 and of ``heads``.
     """
     transformers = optional("transformers", "foundation")
     if image_size % positive_int("patch", patch):
@@ -207,13 +215,13 @@ def new_vit_mae(
 
 
 class FrozenFoundation(nn.Module):
-    """A pre-processor and a foundation model as one encoder that stays as it is: always in evaluation mode.
+    """A pre-processor and a foundation model as one frozen encoder, always in evaluation mode.
 
-    Gradients reach the image, through both, and no parameter: they are told to need none, and stay so.
+    Gradients pass through both to the image. They are disabled for all parameters.
 
     Args:
-        preprocessor: images to images of the same shape; None for none (the paper's Identity).
-        foundation: images to codes (N, D), a :class:`ViTMAE` or any other encoder.
+        preprocessor: maps images to images of the same shape; None for no pre-processor (the paper's Identity).
+        foundation: maps images to codes (N, D): a :class:`ViTMAE` or any other encoder.
     """
 
     gaussian = False
@@ -225,27 +233,27 @@ class FrozenFoundation(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FrozenFoundation:
-        """Stays in evaluation mode, whatever is asked."""
+        """Stay in evaluation mode, whatever ``mode`` says."""
         return super().train(False)
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Codes (N, D); ``ids`` and ``seed`` name the masks of a foundation model that draws some."""
+        """Codes (N, D); ``ids`` and ``seed`` decide the masks of a foundation model that draws masks."""
         x = self.preprocessor(x)
         return self.foundation(x, ids=ids, seed=seed) if self.random else self.foundation(x)
 
 
 class Chain(nn.Module):
-    """The whole defended classifier: pre-processor, foundation model, head; only the head can be trained.
+    """The whole defended classifier: pre-processor, foundation model and head, of which only the head is trainable.
 
     If the foundation model draws masks, the probabilities are averaged over ``samples`` of them.
 
     Args:
         encoder: a :class:`FrozenFoundation`.
-        head: codes (N, D) to logits (N, C).
-        samples: masks to average over, at least 1; it becomes 0 where nothing is drawn, which is how attacks and
-            evaluations see that the model is deterministic.
+        head: maps codes (N, D) to logits (N, C).
+        samples: number of masks to average over, at least 1. The attribute is 0 if no masks are drawn, which tells
+            attacks and evaluations that the model is deterministic.
 
-    Shapes: images (N, C, H, W) in [0, 1] to logits (N, C), log-probabilities where masks are averaged.
+    Shapes: images (N, C, H, W) in [0, 1] to logits (N, C), or to log-probabilities where masks are averaged.
     """
 
     def __init__(self, encoder: FrozenFoundation, head: nn.Module, samples: int = 1) -> None:
@@ -254,7 +262,7 @@ class Chain(nn.Module):
         self.encoder, self.head, self.samples = encoder, head, samples if encoder.random else 0
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Logits (N, C); ``ids``, int64 (N,), and ``seed`` name the masks."""
+        """Logits (N, C); ``ids``, int64 (N,), and ``seed`` decide the masks."""
         if not self.samples:
             return self.head(self.encoder(x))
         log_p = [
@@ -265,16 +273,18 @@ class Chain(nn.Module):
 
 
 def with_lora(vit: ViTMAE, rank: int = 8, alpha: float = 16.0) -> ViTMAE:
-    """A copy of a ViT-MAE of which only low-rank adapters (LoRA, Hu et al. 2022) on queries and values can be trained.
+    """A copy of a ViT-MAE with low-rank adaptation (LoRA, Hu et al. 2022) of its queries and values.
+
+    Only the small matrices that LoRA adds are trainable.
 
     Args:
         vit: the model.
-        rank: of the adapters. The paper gives no settings for its rows "+ LoRA".
-        alpha: their scale is alpha / rank.
+        rank: rank of the added matrices. The paper gives no settings for its rows "+ LoRA".
+        alpha: the added matrices are scaled by alpha / rank.
 
     Raises:
         ImportError: peft is not installed.
-        TypeError: the model is another one.
+        TypeError: ``vit`` is not a :class:`ViTMAE`.
     """
     peft = optional("peft", "lora")
     if not isinstance(vit, ViTMAE):
@@ -290,13 +300,13 @@ def with_lora(vit: ViTMAE, rank: int = 8, alpha: float = 16.0) -> ViTMAE:
 
 
 class LatentDiffusionVAE(nn.Module):
-    """The paper's pre-processor "VAE": a diffusers AutoencoderKL, of whose code the mean is decoded, without noise.
+    """The paper's pre-processor "VAE", a variational auto-encoder for latent diffusion; it decodes the mean code.
 
     Args:
         model: a ``diffusers.AutoencoderKL``.
 
-    Shapes: images (N, C, H, W) in [0, 1] to such images, which are not clamped. Stable Diffusion's takes C = 3 and
-    sides that are a multiple of 8.
+    Shapes: images (N, C, H, W) in [0, 1] to images of the same shape, which are not clamped. That of Stable Diffusion
+    requires C = 3, and H and W that are multiples of 8.
     """
 
     def __init__(self, model: Any) -> None:
@@ -307,24 +317,24 @@ class LatentDiffusionVAE(nn.Module):
         return self.decode(self.posterior(x).mean)
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """p(z|x), whose mean and scale are maps of shape (N, latent channels, h, w)."""
+        """p(z|x), whose mean and scale have the shape (N, latent channels, h, w)."""
         found = self.model.encode(2 * x - 1).latent_dist
         return Gaussian(found.mean, found.std)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Maps of the code to images."""
+        """Codes (N, latent channels, h, w) to images (N, C, H, W)."""
         return (self.model.decode(z).sample + 1) / 2
 
 
 def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: bool = False) -> LatentDiffusionVAE:
-    """Load the auto-encoder of Stable Diffusion, by default the paper's, in the format that diffusers reads.
+    """Load the auto-encoder of Stable Diffusion through diffusers, by default the paper's.
 
     Args:
         name, local_only: as for :func:`load_vit_mae`.
 
     Raises:
         ImportError: diffusers is not installed.
-        OSError: the model is not here and cannot be fetched.
+        OSError: the model is neither on this machine nor can it be downloaded.
     """
     diffusers = optional("diffusers", "vae")
     return LatentDiffusionVAE(_fetch(diffusers.AutoencoderKL, "AutoencoderKL", name, local_only)).eval()
@@ -333,20 +343,20 @@ def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: b
 def new_diffusion_vae(
     channels: int = 3, widths: tuple[int, ...] = (16, 32, 32), latent_channels: int = 4
 ) -> LatentDiffusionVAE:
-    """A small, untrained one, for :class:`robrep.methods.VariationalReconstruction`.
+    """A small, untrained :class:`LatentDiffusionVAE`, for :class:`robrep.methods.VariationalReconstruction`.
 
     Args:
-        channels: channels of the images.
-        widths: channels of the feature maps, multiples of 8; each but the last halves the sides.
-        latent_channels: channels of the code; Stable Diffusion has 4.
+        channels: number of channels of the images.
+        widths: number of channels at each level, multiples of 8; each level but the last halves height and width.
+        latent_channels: number of channels of the code; Stable Diffusion has 4.
 
     Raises:
         ImportError: diffusers is not installed.
-        ValueError: a width that is no multiple of 8.
+        ValueError: ``widths`` is empty, or a width is not a multiple of 8.
     """
     diffusers = optional("diffusers", "vae")
     if not widths or any(positive_int("widths", width) % 8 for width in widths):
-        raise ValueError(f"widths is {widths}, expected at least one, and multiples of 8")
+        raise ValueError(f"widths is {widths}, expected at least one width, each a multiple of 8")
     levels = len(widths)
     model = diffusers.AutoencoderKL(
         in_channels=positive_int("channels", channels),

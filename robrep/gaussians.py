@@ -1,7 +1,7 @@
 """Gaussians as pairs of tensors, and the divergences between them.
 
-Everything is computed in float32 or wider: under bfloat16 the KL divergence near x' = x loses most of its digits. With
-full covariance matrices it is computed in float64, whatever comes in.
+Everything is computed in float32 or wider, because in bfloat16 the KL divergence near x' = x loses most of its digits.
+Functions of full covariance matrices compute in float64, whatever the precision of their arguments.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Gaussian(NamedTuple):
         return Gaussian(self.mean.detach(), self.scale.detach())
 
     def chunk(self, n: int) -> tuple[Gaussian, ...]:
-        """``n`` parts of the batch, as ``Tensor.chunk`` cuts them."""
+        """The batch in ``n`` parts, split as by ``Tensor.chunk``."""
         return tuple(Gaussian(*part) for part in zip(self.mean.chunk(n), self.scale.chunk(n), strict=True))
 
     @staticmethod
     def cat(parts: Sequence[Gaussian]) -> Gaussian:
-        """The parts as one batch."""
+        """The parts concatenated into one batch."""
         return Gaussian(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -64,12 +64,12 @@ class FullGaussian(NamedTuple):
 
 
 def upcast(t: Tensor) -> Tensor:
-    """``t`` in float32, or in float64 if it is so already."""
+    """``t`` in float32; float64 stays as it is."""
     return t if t.dtype == torch.float64 else t.float()
 
 
 def full_precision(t: Tensor) -> Any:
-    """A context without mixed precision for operations on tensors of the device of ``t``."""
+    """A context that turns mixed precision off on the device of ``t``."""
     kind = t.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
@@ -80,13 +80,13 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
     .. math:: \tfrac12 \sum_k \left[\ln\frac{s'^2_k}{s^2_k} + \frac{s^2_k + (\mu_k-\mu'_k)^2}{s'^2_k} - 1\right]
 
     Source: Nguyen et al. 2022, the closed form behind Urkle (clean distribution first). With r = s/s', the terms
-    r^2 - 1 - 2 ln r are computed from r - 1, so that the result keeps its digits where q is close to p.
+    r^2 - 1 - 2 ln r are computed from r - 1, so that the result stays accurate where q is close to p.
     """
     s, s_ = upcast(p.scale), upcast(q.scale)
     d = (s - s_) / s_  # r - 1
     m = (upcast(p.mean) - upcast(q.mean)) / s_
     r = s / s_
-    # ln r: by log1p near 1; below 1/2, r - 1 has lost its digits. The clamps only keep the unused branch finite.
+    # ln r by log1p near 1, and by log below 1/2, where r - 1 is inaccurate; the clamps keep the unused branch finite
     log_r = torch.where(r > 0.5, torch.log1p(d.clamp(min=-0.9)), torch.log(r.clamp(max=1)))
     return (0.5 * (d * (d + 2) + m * m) - log_r).sum(-1)
 
@@ -102,15 +102,15 @@ def wasserstein2(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian) -> Tens
     .. math:: \lVert\mu_a-\mu_b\rVert^2
         + \mathrm{Tr}\big(\Sigma_a+\Sigma_b-2(\Sigma_b^{1/2}\Sigma_a\Sigma_b^{1/2})^{1/2}\big)
 
-    Of diagonal Gaussians that is the squared distance of the means plus that of the scales. For full matrices it is
-    computed as the least squared distance of a root of one from a turned root of the other, which is never negative
-    and has a gradient wherever both are positive definite, repeated eigenvalues included.
+    For diagonal Gaussians this is the squared distance of the means plus the squared distance of the scales. For full
+    matrices it is the smallest squared distance between a root of one covariance and a rotated root of the other. This
+    form is never negative and has a gradient wherever both are positive definite, also at repeated eigenvalues.
 
     Args:
         p, q: both ``Gaussian`` or both :class:`FullGaussian`, of the same shape.
 
     Raises:
-        TypeError: one of each kind.
+        TypeError: one argument is a ``Gaussian`` and the other a :class:`FullGaussian`.
         torch.linalg.LinAlgError: a covariance matrix that is not positive definite.
 
     Source: Cemgil et al. 2019, eq. 12.
@@ -127,22 +127,23 @@ def entropic_wasserstein(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian,
 
     .. math:: \min_Q\; \tfrac{\gamma}{2}\,\mathbb E_Q\lVert z_a-z_b\rVert^2 - H[Q]
 
-    over all joint densities Q of (z_a, z_b) with the marginals p and q. It is no distance: it can be negative, and it
-    is not least at q = p. At gamma = 0 it is minus the two entropies; for large gamma, 2/gamma times it nears W2^2.
-    With t = 2 gamma s_a s_b and u = sqrt(1 + t^2), each dimension gives
+    over all joint densities Q of (z_a, z_b) with the marginals p and q. It is not a distance: it can be negative, and
+    its minimum is not at q = p. At gamma = 0 it equals minus the sum of the two entropies; as gamma grows, 2/gamma
+    times it approaches W2^2. With t = 2 gamma s_a s_b and u = sqrt(1 + t^2), each dimension contributes
 
     .. math:: \tfrac{\gamma}{2}\big[(\mu_a-\mu_b)^2+(s_a-s_b)^2\big] + \tfrac12\Big[1-\frac{1}{t+u}\Big]
         + \tfrac12\ln(1+u) - \tfrac12\ln(2 s_a^2 s_b^2) - \ln(2\pi) - 1,
 
-    the paper's closed form without its difference of large numbers. For full matrices the singular values of
-    S_b^(1/2) S_a^(1/2) stand in the place of the products s_a s_b.
+    which is the paper's closed form without its difference of large numbers. For full matrices, the singular values of
+    S_b^(1/2) S_a^(1/2) replace the products s_a s_b.
 
     Args:
         p, q: both ``Gaussian`` or both :class:`FullGaussian`, of the same shape.
         gamma: strength of the coupling, at least 0.
 
     Raises:
-        TypeError, ValueError: one of each kind; a negative ``gamma``.
+        TypeError: one argument is a ``Gaussian`` and the other a :class:`FullGaussian`.
+        ValueError: a negative ``gamma``.
         torch.linalg.LinAlgError: a covariance matrix that is not positive definite.
 
     Source: Cemgil et al. 2019, eqs. 18-24 (the summary in their section 6 prints a mean term that is always zero).
@@ -161,12 +162,12 @@ def entropic_wasserstein(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian,
 def optimal_coupling(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian, gamma: float) -> Tensor:
     r"""Cross-covariance Psi of z_a and z_b in the joint Gaussian that attains :func:`entropic_wasserstein`.
 
-    It solves the paper's matrix Riccati equation. Of diagonal Gaussians it is diagonal, psi = (u - 1) / (2 gamma). At
-    gamma = 0 the two are independent; as gamma grows, Psi nears that of the Monge map. The optimal Psi of full
-    matrices is not symmetric: the lower left block of the joint covariance is its transpose.
+    It solves the paper's matrix Riccati equation. For diagonal Gaussians it is diagonal, psi = (u - 1) / (2 gamma). At
+    gamma = 0 the two are independent; as gamma grows, Psi approaches that of the Monge map. For full matrices the
+    optimal Psi is not symmetric, and the lower left block of the joint covariance is its transpose.
 
     Args:
-        p, q: as for :func:`entropic_wasserstein`; their means do not matter.
+        p, q: as for :func:`entropic_wasserstein`; the result is independent of their means.
         gamma: strength of the coupling, at least 0.
 
     Returns:
@@ -188,7 +189,7 @@ def optimal_coupling(p: Gaussian | FullGaussian, q: Gaussian | FullGaussian, gam
 
 
 class _MatrixSqrt(torch.autograd.Function):
-    """The symmetric square root; its gradient by Sylvester's equation, which minds no repeated eigenvalue."""
+    """The symmetric square root; Sylvester's equation gives its gradient, also at repeated eigenvalues."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
@@ -208,8 +209,8 @@ class _MatrixSqrt(torch.autograd.Function):
 def matrix_sqrt(a: Tensor) -> Tensor:
     """The symmetric square root of symmetric positive semidefinite matrices, in float64; shape (..., D, D).
 
-    Differentiable (once) wherever ``a`` is positive definite, at repeated eigenvalues too, where the gradient of an
-    eigendecomposition is not a number.
+    It can be differentiated (once) wherever ``a`` is positive definite, also at repeated eigenvalues, where the
+    gradient of an eigendecomposition is NaN.
     """
     a = a.double()
     return _MatrixSqrt.apply(0.5 * (a + a.mT))
@@ -218,16 +219,18 @@ def matrix_sqrt(a: Tensor) -> Tensor:
 def _full(p: Any, q: Any) -> bool:
     full = isinstance(p, FullGaussian), isinstance(q, FullGaussian)
     if full[0] != full[1]:
-        raise TypeError(f"p is a {type(p).__name__} and q a {type(q).__name__}, expected two of a kind")
+        raise TypeError(
+            f"p is a {type(p).__name__} and q a {type(q).__name__}, expected both Gaussian or both FullGaussian"
+        )
     return full[0]
 
 
 def _pair(p: Any, q: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Of two full Gaussians: squared distances of the means and of the aligned roots, (N,), and singular values (N, D).
 
-    With A = L L^T and B = K K^T, the singular values of K^T L are the roots of the eigenvalues of A B. The turn that
-    brings K closest to L comes from their singular vectors; at this minimum its own change costs nothing to first
-    order, so both vectors count as constants and no gradient passes through the decomposition.
+    With A = L L^T and B = K K^T, the singular values of K^T L are the roots of the eigenvalues of A B. Its singular
+    vectors give the rotation that brings K closest to L. At this minimum the rotation has no first-order effect, so the
+    vectors are treated as constants and no gradient passes through the decomposition.
     """
     left, right = (torch.linalg.cholesky(0.5 * (g.covariance + g.covariance.mT).double()) for g in (p, q))
     product = right.mT @ left
@@ -239,7 +242,7 @@ def _pair(p: Any, q: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _entropic_part(product: Tensor, gamma: float, log_product: Tensor | None = None) -> Tensor:
-    """What entropic_wasserstein adds to gamma/2 W2^2, for each dimension, from the product s_a s_b of the scales."""
+    """What entropic_wasserstein adds to gamma/2 W2^2 in each dimension, given the products s_a s_b of the scales."""
     t = 2 * gamma * product
     u = torch.hypot(torch.ones_like(t), t)
     log_product = product.log() if log_product is None else log_product

@@ -181,7 +181,7 @@ def pseudo_labels(classifier: nn.Module, x: Examples, y: Tensor, labelled: Tenso
 
 @contextmanager
 def gradients_disabled(module: nn.Module) -> Iterator[None]:
-    """No parameter of ``module`` needs a gradient meanwhile; each one's own setting is restored afterwards."""
+    """Disable the gradients of all parameters of ``module``; the setting of each is restored afterwards."""
     before = [(p, p.requires_grad) for p in module.parameters()]
     try:
         module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Pure functions, one score for each example, in float32 or wider: nothing here averages over the batch."""
+"""Losses as pure functions: one value for each example, in float32 or wider, never averaged over the batch."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def bounded_log_softmax(logits: Tensor, bound: float) -> Tensor:
 
     Args:
         logits: shape (N, C).
-        bound: M, the largest loss that a prediction can cost, in nats; at least ln C, else K would be negative.
+        bound: M, the largest possible loss of a prediction, in nats; above ln C, otherwise K would not be positive.
 
     Returns:
-        Shape (N, C); each row's exponentials sum to 1 and the order of the classes is kept.
+        Shape (N, C); each row's exponentials sum to 1, and the order of the classes stays.
 
     Raises:
         ValueError: ``bound`` is not above ln C.
 
-    Source: Nguyen et al. 2022, footnote to Proposition 1; the condition M > ln C is not in the print.
+    Source: Nguyen et al. 2022, footnote to Proposition 1; the paper does not state the condition M > ln C.
     """
     classes = logits.shape[1]
     if not bound > math.log(classes):
         raise ValueError(
-            f"bound is {bound}, expected more than ln({classes}) = {math.log(classes):.4f}, one floor for each class"
+            f"bound is {bound}, expected more than ln({classes}) = {math.log(classes):.4f}, for {classes} classes"
         )
     log_p = upcast(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
     return torch.logaddexp(log_p, log_p.new_full((), -bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on
@@ -116,7 +116,7 @@ def negative_se_elbo(
         with the prior N(0, I). The pairwise prior is not normalised: with :func:`pair_log_normalizer` added, the sum
         lies above that of the coupled model, in which a code has the marginal N(0, (1 + gamma) / (1 + 2 gamma) I).
 
-    Source: Cemgil et al. 2019, eq. 6-7 and section 6, with mu_a - mu_b where the print has mu_a - mu_a.
+    Source: Cemgil et al. 2019, eq. 6-7 and section 6, with mu_a - mu_b where the paper prints mu_a - mu_a.
     """
     return {
         "reconstruction": gaussian_nll(output, x, variance),

@@ -31,7 +31,7 @@ def started_by() -> str:
 
 
 def watched() -> bool:
-    """Whether this code runs in a notebook that somebody has open: Jupyter's, VS Code's or Colab's, and no batch run.
+    """Whether this code runs in an open notebook (Jupyter, VS Code or Colab) and not in a batch run.
 
     Batch runs (papermill, nbmake, nbconvert) are known by the process that started the kernel, or by ``ROBREP_BATCH``
     in the environment.
@@ -47,7 +47,7 @@ def watched() -> bool:
 
 
 def front_end() -> Literal["terminal", "notebook", "batch"]:
-    """Where output goes: a terminal, a notebook that somebody has open, or a log (papermill, nbmake, CI)."""
+    """Where output goes: a terminal, an open notebook, or a log (papermill, nbmake, CI)."""
     return "notebook" if watched() else "terminal" if sys.stderr.isatty() else "batch"
 
 
@@ -70,7 +70,7 @@ def _shown(sign: str, encoding: str) -> str:
 
 
 class Progress:
-    """A bar where somebody watches; in a log, one line on stderr every ten seconds and one at the end.
+    """A bar in a terminal or an open notebook; in a log, one line on stderr every ten seconds and one at the end.
 
     Args:
         what: what is under way.

@@ -162,7 +162,7 @@ def votes(
             total: Tensor | int = 0
             for chunk in range(math.ceil(n / CHUNK)):
                 stream, keep = fold(seed, "votes", chunk), min(CHUNK, n - chunk * CHUNK)
-                # always a whole chunk of noise, so that a vote's noise does not hang on how many are counted
+                # always a whole chunk of noise, so that a vote's noise is independent of their number
                 noisy = noise(stream, ids[at].cpu(), (CHUNK, *images.shape[1:]))
                 noisy = noisy.to(images).mul_(sigma).add_(images[:, None])
                 said = _logits(model, noisy, ids[at].to(device), stream, batches)[:, :keep]

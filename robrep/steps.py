@@ -23,7 +23,7 @@ WARM_UP = 3  # steps before the capture: optimizers make their state in the firs
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
     """Capture what ``body`` launches, without running it; returns the function that runs it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may allocate meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may allocate at the same time
         body()
     return graph.replay
 

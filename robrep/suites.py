@@ -179,7 +179,7 @@ SUITES: dict[str, tuple[SuiteAttack, ...]] = {
     ),
     # Nguyen et al. 2022 on CIFAR-10: the protocol of RoCL (Kim et al. 2020)
     "urkle": (ClassifierAttack("PGD-20", PGD(20, relative_step=0.1)),),
-    # Cemgil et al. 2019: 20 steps; their size is not in the print
+    # Cemgil et al. 2019: 20 steps; the paper does not give their size
     "smooth-encoders": (ClassifierAttack("PGD-20", PGD(20)),),
     # Gowal et al. 2021
     "byorl": (

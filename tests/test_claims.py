@@ -74,6 +74,15 @@ def test_recorded_demo_runs(root: Path, seed: int) -> None:
         check_attacks(row)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_robustness_comes_with_the_code(root: Path, seed: int) -> None:
+    """A hundred labels are nearly as good as all, ten are not; a steady reconstruction gives less robustness."""
+    code, image = (run(row, seed, root / "book" / "results") for row in ("vae_urkle", "ae_trades"))
+    assert abs(code["robust_100_labels"].value - code["robust"].value) <= 0.08
+    assert code["robust_10_labels"].value < code["robust_100_labels"].value - 0.1
+    assert code["robust"].low > image["robust"].high
+
+
 def test_the_bound_holds_in_every_recorded_run() -> None:
     bounded = [r for r in results.runs("vae_urkle") if "bound_left" in r.metrics]
     assert len(bounded) >= 20

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from robrep.book import results
+from robrep import data
+from robrep.attacks import PGD, Linf
+from robrep.book import reproduce, results
 from robrep.book.experiment import Experiment
+from robrep.contrastive import nearest
+from robrep.losses import cosine_distance
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5, 1)
 
@@ -70,6 +75,38 @@ def test_the_head_matters_on_digits_and_the_code_more(recorded: Path) -> None:
         assert byorl["robust_1"].low > byol["robust_1"].high, "the intervals touch"
 
 
+def test_on_digits_clean_accuracies_hardly_differ(recorded: Path) -> None:
+    byol, byorl = (sum(r["clean"].value for r in main_runs(recorded, row)) / 3 for row in ("byol", "byorl"))
+    assert abs(byorl - byol) < 0.02
+
+
+def test_the_opening_figure_shows_what_happens_to_all_queries() -> None:
+    """One random query of each digit: at the chapter's radius about as many searches fail as among all test images."""
+    digits = data.load("digits")
+    x, y, known = digits.images("test"), digits.y_test, digits.images("train")
+    shown = data.label_subset(y, 10, classes=10, seed=0)
+    exp, share = reproduce.declared("byorl", SCALE="demo", RECORDED=True), {}
+    for row in ("byol", "byorl"):
+        f = exp.load(row, scale="demo", dataset="digits", seed=0).n.encoder
+        with torch.no_grad():
+            clean, codes = f(x), f(known)
+        x_adv = PGD(20)(lambda v, z, f=f: cosine_distance(f(v), z), x, Linf(0.1), clean)  # type: ignore[misc]
+        for name, images in (("clean", x), ("attacked", x_adv)):
+            with torch.no_grad():
+                right = digits.y_train[nearest(f(images), codes)[:, 0]] == y
+            share[row, name] = right.float().mean().item()
+            assert abs(right[shown].float().mean().item() - share[row, name]) < 0.15, "the images are representative"
+    assert min(share["byol", "clean"], share["byorl", "clean"]) > 0.9, "without an attack both work well"
+    assert share["byol", "attacked"] < 0.75 and share["byorl", "attacked"] > share["byol", "attacked"] + 0.15
+
+
+def test_table_4_of_the_paper_has_its_best_clean_accuracy_at_the_weakest_attack() -> None:
+    told = {(v.row, v.column.split(" / ")[1]): v.value for v in results.published("gowal2021", table="4")}
+    rows = {row for row, _ in told}
+    assert max(rows, key=lambda row: told[row, "Clean"]) == "PGD, 5 steps"
+    assert min(rows, key=lambda row: told[row, "Robust"]) == "PGD, 5 steps"
+
+
 def test_few_labels_are_enough_for_some_robustness(recorded: Path) -> None:
     """With a tenth of the labels BYORL keeps more than BYOL with all of them."""
     for byol, byorl in zip(main_runs(recorded, "byol"), main_runs(recorded, "byorl"), strict=True):
@@ -88,7 +125,7 @@ def test_without_a_predictor_and_a_slow_target_it_collapses(recorded: Path) -> N
     assert drawn["spread_projections"].value < 0.4 and abs(drawn["clean"].value - plain["clean"].value) < 0.02
     assert fallen["spread_projections"].value < 0.001 and fallen.curves["watched_projections"]["y"][1] < 0.01
     assert fallen["clean"].low < plain["clean_untrained"].value < plain["clean"].low
-    assert fallen["spread"].value > 0.8 * plain["spread"].value, "the code looks alive"
+    assert fallen["spread"].value > plain["spread"].value, "the code looks alive"
 
 
 def test_the_strength_of_the_views_matters_beyond_one_half(recorded: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robrep.book.comparison import ROWS, Counter, affordable_epochs, passes
-from robrep.book.figures import method_dots, method_plane
+from robrep.book.figures import method_dots, method_plane, transfer_matrix
 from robrep.gaussians import Gaussian
 
 
@@ -66,3 +66,13 @@ def test_method_plane() -> None:
     assert "A (one): 1, 0.3" in fig.layout.meta["alt"]
     with pytest.raises(ValueError, match="groups hold"):
         method_plane({"A": (1, 1)}, {"one": []}, x_title="", y_title="", title="")
+
+
+def test_transfer_matrix() -> None:
+    fig = transfer_matrix({"A": {"A": 0.9, "B": 0.25}, "B": {"A": 0.1, "B": 1.0}})
+    (cells,) = fig.data
+    assert [list(row) for row in cells.z] == [[90, 25], [10, 100]], "rows are shown the images, columns make them"
+    assert list(cells.x) == ["1", "2"] and list(cells.y) == ["A  1", "B  2"]
+    assert "A: by its own 90%, by others 25% to 25%" in fig.layout.meta["alt"]
+    with pytest.raises(ValueError, match="rates of 'B' name .* in this order"):
+        transfer_matrix({"A": {"A": 0.9, "B": 0.25}, "B": {"B": 1.0, "A": 0.1}})

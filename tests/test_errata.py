@@ -41,10 +41,8 @@ def test_an_entry_has_all_its_parts(entry: tuple[str, ...]) -> None:
     at = next(i for i, s in enumerate(SOURCES) if s.startswith(f"(errata-{key})="))
     text = SOURCES[at]
     assert f"\n### {title}\n" in text
-    assert re.search(r"^\*(Print|Code):\*", text, re.M)
-    assert re.search(
-        r"^\*(Correction|What we use|What does not fit|What we make of it|Why it cannot be right):\*", text, re.M
-    )
+    assert re.search(r"^\*(Printed|Released code):\*", text, re.M)
+    assert re.search(r"^\*(Correct|What we use|What does not fit|Our reading|Why it cannot be right):\*", text, re.M)
     assert f"**Weight:** {WORDS[weight]}. **In the book:** [" in text
     assert CELLS[at + 1]["cell_type"] == "code", "every entry is shown by a cell"
 

@@ -21,16 +21,16 @@ def vectors(n: int, size: int) -> torch.Tensor:
 def test_contrast_matrix() -> None:
     z = vectors(4, 3)
     fig = figures.contrast_matrix(z @ z.T, ["x1", "x2", "x1'", "x2'"], ["a", "b", "a"])
-    shown = {f.name: np.array(f.data[0].z, dtype=float) for f in fig.frames}
-    counts = {name: int(np.isfinite(m).sum()) for name, m in shown.items()}
-    assert counts == {"all": 144, "positives": 12 * 3, "denominator": 12 * 11, "negatives only": 12 * 8}
+    shown = np.array(fig.data[0].z, dtype=float)
+    assert np.isnan(shown.diagonal()).all() and np.isfinite(shown).sum() == 12 * 11, "no vector is compared with itself"
+    assert list(fig.data[1].x) == list(fig.data[1].y) == list(range(12)), "a cross there"
     assert fig.data[0].x is None, "two images of one name keep a row each"
-    c = (z @ z.T).numpy()
-    for m in shown.values():
-        assert np.allclose(m[np.isfinite(m)], c[np.isfinite(m)], atol=1e-3)
-    alt = fig.layout.meta["alt"]
-    assert f"{c.reshape(4, 3, 4, 3)[0, 0, 0, 0]:.0f}" == "1"
-    assert "negatives" in alt and "mean cosine of positives" in alt
+    c = (z @ z.T).numpy().reshape(4, 3, 4, 3).transpose(1, 0, 3, 2).reshape(12, 12)
+    assert np.allclose(shown, np.where(np.isnan(shown), np.nan, c), atol=1e-3, equal_nan=True)
+    assert [(s.x0, s.x1, s.y0, s.y1) for s in fig.layout.shapes] == [(k, k + 4, k, k + 4) for k in (-0.5, 3.5, 7.5)]
+    assert fig.data[0].text[5][8] == "b, x2<br>a, x1" and list(fig.layout.yaxis.ticktext[4:6]) == ["x1", "x2"]
+    own = np.kron(np.eye(3), np.ones((4, 4))).astype(bool)
+    assert f"mean cosine of positives is {c[own & ~np.eye(12, dtype=bool)].mean():.2f}" in fig.layout.meta["alt"]
     with pytest.raises(ValueError, match="cosines has shape"):
         figures.contrast_matrix(c, ["x1"], ["a"])
 
@@ -38,11 +38,15 @@ def test_contrast_matrix() -> None:
 def test_code_moves() -> None:
     clean = torch.zeros(5, 2)
     moved = {"near": clean + 0.1, "far": clean + torch.tensor([3.0, 4.0])}
-    fig = figures.code_moves(clean, moved, list("abcde"), spread=torch.ones(5, 2), told={"near": "0", "far": "5 nats"})
-    assert "far 5" in fig.layout.meta["alt"] and [f.name for f in fig.frames] == ["near", "far"]
-    assert fig.frames[1].data[0].name == "far: 5 nats"
+    fig = figures.code_moves(clean, moved, list("abcde"), spread=torch.ones(5, 2), told={"near": "0", "far": "5, nats"})
+    assert "far 5" in fig.layout.meta["alt"] and not fig.frames and len(fig.data) == 6
+    assert [a.text for a in fig.layout.annotations] == ["near<br>0", "far<br>5<br>nats"]
+    assert {t.xaxis for t in fig.data[:3]} == {"x"} and {t.xaxis for t in fig.data[3:]} == {"x2"}
+    assert np.nanmax(np.array(fig.data[5].y, dtype=float)) == 4, "the second panel's lines end where it moved them"
+    assert fig.layout.yaxis.scaleanchor == "x" and fig.layout.yaxis2.scaleanchor == "x2", "a unit is a unit"
+    assert fig.layout.xaxis.range == fig.layout.xaxis2.range and fig.layout.yaxis.range == fig.layout.yaxis2.range
     low, high = fig.layout.xaxis.range
-    assert low < 0 and high > 3
+    assert low < -1 and high > 4, "no circle is cut"
     with pytest.raises(ValueError, match="expected the same"):
         figures.code_moves(clean, {"near": torch.zeros(4, 2)}, list("abcde"))
 

@@ -31,7 +31,7 @@ def test_an_ensemble_above_its_part_is_counted() -> None:
     alt = fig.layout.meta["alt"]
     assert "1 of 3 points lie above" in alt and "one, a: 40.0 % under PGD-20 and 66.0 % under the ensemble" in alt
     assert [list(t.x) for t in fig.data if t.mode == "markers"] == [[40, 20], [50]]
-    with pytest.raises(ValueError, match="points holds none"):
+    with pytest.raises(ValueError, match="points holds no point"):
         ensemble_against_part({"one": []}, part="", whole="")
 
 

@@ -1,79 +1,260 @@
-"""Grading a returned notebook: every state an exercise can be in, the solutions left out, and what is refused."""
+"""Grading a class: every state an exercise can be in, and notebooks that cheat, hang, die or are none."""
 
 from __future__ import annotations
 
 import csv
+import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from test_every_exercise import MISTAKES, SOLUTIONS
+from torch import Tensor, nn
 
 from robrep.book import grade
 from robrep.book.exercises import EXERCISES
+from robrep.book.grade.__main__ import main
+from robrep.book.grade.confine import not_enforced
+from robrep.book.grade.remote import Remote, leaves, pack, serve, unpack
 from robrep.book.site.run import ChapterError
+from robrep.gaussians import Gaussian
 
+BYORL = [name.removeprefix("byorl.") for name in EXERCISES if name.startswith("byorl.")]
 RIGHT = {
     "distance": "lambda q, z: 2 - 2 * torch.cosine_similarity(q, z)",
-    "rate": "lambda k, n, base: base",  # the wrong one
-    "target": "lambda xi, theta, tau: ...",
-    "pseudo_labels": "undefined_name",
+    "target": "lambda xi, theta, tau: [tau * x + (1 - tau) * t.detach() for x, t in zip(xi, theta)]",
 }
 
 
-def notebook(path: Path, *cells: Any) -> Path:
+def notebook(path: Path, *sources: Any) -> Path:
     start = new_code_cell('SCALE = "demo"', metadata={"tags": ["parameters"]})
     imports = new_code_cell("import torch\nfrom robrep.book.exercises import check")
+    cells = [
+        new_code_cell(textwrap.dedent(source).strip()) if isinstance(source, str) else source for source in sources
+    ]
     nb = new_notebook(cells=[start, imports, new_markdown_cell("# Exercises"), *cells])
     nb.metadata["kernelspec"] = {"name": "some-other-kernel", "display_name": "x"}
     nbformat.write(nb, path)
     return path
 
 
-@pytest.fixture(scope="module")
-def returned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cells = [new_code_cell(f"answer = {text}\ncheck('byorl.{name}', answer)") for name, text in RIGHT.items()]
-    solution = "check('byorl.spread', lambda z: 1 - torch.nn.functional.normalize(z).mean(0).square().sum())"
-    cells.append(new_code_cell(solution, metadata={"tags": ["solution", "hide-cell"]}))
-    cells.append(new_code_cell("print('✓ byorl.adversary: passed.')"))  # printed by a cell that checks nothing
-    again = f"assert SCALE == 'smoke'\ncheck('byorl.distance', {RIGHT['distance']})"
-    cells.append(new_code_cell(again))
-    return notebook(tmp_path_factory.mktemp("returned") / "one.ipynb", *cells)
+def states(path: Path, **limits: Any) -> dict[str, str]:
+    return {g.exercise.removeprefix("byorl."): g.state for g in grade.grade(path, **limits)}
 
 
-def test_every_state(returned: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def expected(**found: str) -> dict[str, str]:
+    return {name: found.get(name, "missing") for name in BYORL}
+
+
+CLASS: dict[str, tuple[list[Any], dict[str, str]]] = {
+    "right": (
+        [f"check('byorl.{name}', {text})" for name, text in RIGHT.items()],
+        {"distance": "passed", "target": "passed"},
+    ),
+    "every-state": (
+        [
+            "assert SCALE == 'smoke'",
+            f"check('byorl.distance', {RIGHT['distance']})",
+            "check('byorl.rate', lambda k, n, base: base)",  # the wrong one
+            "def answer(*given): ...\ncheck('byorl.target', answer)",
+            "check('byorl.pseudo_labels', undefined_name)",
+            new_code_cell(
+                "check('byorl.spread', lambda z: 1 - torch.nn.functional.normalize(z).mean(0).square().sum())",
+                metadata={"tags": ["solution", "hide-cell"]},
+            ),
+        ],
+        {"distance": "passed", "rate": "wrong", "target": "empty", "pseudo_labels": "error"},
+    ),
+    "other-ways-to-ask": (
+        [
+            f"check(answer={RIGHT['distance']}, name='byorl.distance')",
+            "from robrep.book import exercises\nimport robrep.book.exercises.core as core",
+            f"for name, answer in {{'byorl.target': {RIGHT['target']}}}.items():\n    exercises.check(name, answer)",
+            "core.check('byorl.spread', lambda z: z.sum())",
+        ],
+        {"distance": "passed", "target": "passed", "spread": "wrong"},
+    ),
+    "cheats-by-printing": (
+        [
+            "print('✓ byorl.distance: passed.')  # check('byorl.distance', 0)",
+            "check('byorl.rate', lambda k, n, base: base)",
+        ],
+        {"rate": "wrong"},
+    ),
+    "cheats-by-redefining": (
+        [
+            "def check(name, answer):\n    print(f'✓ {name}: passed.')\n    return True",
+            "check('byorl.distance', lambda q, z: q)",
+        ],
+        {},
+    ),
+    "cheats-by-editing": (
+        [
+            """
+            import dataclasses
+            import robrep.book.exercises.core as core
+            easy = dataclasses.replace(core.EXERCISES["byorl.distance"], check=lambda answer: None)
+            core.EXERCISES["byorl.distance"] = easy
+            core.close = torch.allclose = lambda *given, **more: True
+            core.compare = lambda *given: None
+            """,
+            "check('byorl.distance', lambda q, z: q.sum(1))",
+            """
+            def within(xi, theta, tau):
+                import robrep.book.exercises.byorl as here
+                here.compare = lambda *given: None
+                return xi
+
+            check("byorl.target", within)
+            """,
+            "from pathlib import Path\nPath(core.__file__).write_text('')",
+        ],
+        {"distance": "wrong", "target": "wrong"},
+    ),
+    "hangs": (
+        [
+            "while True:\n    pass\ncheck('byorl.rate', None)",
+            f"check('byorl.distance', {RIGHT['distance']})",
+            "import time\nseen = []\ndef slow(*given):\n    seen.append(1)\n    time.sleep(60 * (len(seen) > 1))\n",
+            "check('byorl.target', slow)",
+        ],
+        {"rate": "error", "distance": "passed", "target": "error"},
+    ),
+    "dies": (
+        [f"check('byorl.distance', {RIGHT['distance']})", "import os\nos._exit(1)", "check('byorl.target', 1)"],
+        {"distance": "passed", "target": "error"},
+    ),
+    "is-greedy": (
+        [
+            """
+            try:
+                held = torch.ones(2**34, dtype=torch.uint8)
+            except RuntimeError:
+                held = None
+            """,
+            """
+            import socket
+            from pathlib import Path
+
+            def connect():
+                socket.create_connection(("127.0.0.1", 9), timeout=2)
+
+            def look_up():
+                socket.gethostbyname("example.org")
+
+            def write():
+                Path(torch.__file__).with_name("mine.txt").write_text("")
+
+            failed = []
+            for tried in (connect, look_up, write):
+                try:
+                    tried()
+                except OSError as error:
+                    failed.append(str(error).lower())
+            Path("mine.txt").write_text("in the scratch folder")
+            assert len(failed) == 3 and "refused" not in failed[0] and held is None
+            """,
+            f"assert len(failed) == 3 and Path('mine.txt').exists()\ncheck('byorl.distance', {RIGHT['distance']})",
+        ],
+        {"distance": "passed"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASS)
+def test_a_class(tmp_path: Path, name: str) -> None:
+    if name in ("is-greedy", "cheats-by-editing") and not_enforced():
+        pytest.skip(f"not enforced on this machine: {not_enforced()}")
+    cells, want = CLASS[name]
+    returned = notebook(tmp_path / f"{name}.ipynb", *cells)
     before = returned.read_bytes()
-    table = tmp_path / "grades.csv"
-    assert grade.main([str(returned), "--csv", str(table)]) == 1
+    assert states(returned, seconds=20 if name == "hangs" else grade.CELL_SECONDS) == expected(**want)
     assert returned.read_bytes() == before, "the returned file is left alone"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [returned.name], "nothing is written beside it"
+
+
+def test_the_class_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What is not a notebook is marked as such; the others are graded, in one table and a page each."""
+    (tmp_path / "latin.ipynb").write_bytes(json.dumps({"cells": "caf\xe9"}, ensure_ascii=False).encode("latin-1"))
+    (tmp_path / "text.ipynb").write_text("Dear teacher,")
+    notebook(tmp_path / "other.ipynb", "check('nothing.known', 1)")
+    notebook(tmp_path / "ada.ipynb", *CLASS["every-state"][0])
+    table, names = tmp_path / "grades.csv", ("latin", "text", "absent", "other", "ada")
+    given = [str(tmp_path / f"{name}.ipynb") for name in names]
+    assert main([*given, "--csv", str(table), "--feedback", str(tmp_path / "pages")]) == 2
+    out, err = capsys.readouterr()
+    for said in ("not UTF-8", "not a notebook", "there is no such notebook", "no cell checks an exercise"):
+        assert said in err
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
-    assert [row["exercise"] for row in rows] == [name for name in EXERCISES if name.startswith("byorl.")]
-    states = {row["exercise"].removeprefix("byorl."): row["state"] for row in rows}
-    assert states == {
-        "distance": "passed",
-        "rate": "wrong",
-        "target": "empty",
-        "pseudo_labels": "error",
-        "adversary": "missing",
-        "spread": "missing",
-    }
-    messages = {row["exercise"]: row["message"] for row in rows}
+    assert [row["state"] for row in rows[:4]] == ["not run"] * 4
+    messages = {row["exercise"]: row["message"] for row in rows[4:]}
+    assert list(messages) == [f"byorl.{name}" for name in BYORL]
     assert "Hint: " in messages["byorl.rate"] and "not yet" in messages["byorl.rate"]
     assert messages["byorl.pseudo_labels"] == "NameError: name 'undefined_name' is not defined"
-    out = capsys.readouterr().out
-    assert f"{returned}: 1 of 6 passed\n" in out and "  wrong   byorl.rate" in out
-
-
-def test_a_cell_that_never_ends_is_an_error(tmp_path: Path) -> None:
-    endless = new_code_cell("while True:\n    pass\ncheck('byorl.rate', None)")
-    after = new_code_cell("check('byorl.target', None)")
-    states = {g.exercise: g.state for g in grade.grade(notebook(tmp_path / "n.ipynb", endless, after), seconds=4)}
-    assert (states["byorl.rate"], states["byorl.target"]) == ("error", "empty")
-
-
-def test_what_is_no_returned_chapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "ada.ipynb: 1 of 6 passed\n" in out and "  wrong   byorl.rate" in out
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["ada.html"]
+    page = (tmp_path / "pages" / "ada.html").read_text()
+    assert "1 of 6 exercises passed" in page and "byorl.rate</td><td>wrong" in page and "<script" not in page
     with pytest.raises(ChapterError, match="no cell checks an exercise"):
-        grade.grade(notebook(tmp_path / "none.ipynb", new_code_cell("check('nothing.known', 1)")))
-    assert grade.main([str(tmp_path / "absent.ipynb")]) == 2
-    assert "there is no such notebook" in capsys.readouterr().err
+        grade.grade(tmp_path / "other.ipynb")
+
+
+def here(name: str, answer: Any) -> Remote:
+    """An answer "in the kernel", which is this process."""
+    from robrep.book.grade import remote
+
+    remote._ANSWERS[name] = answer
+    return Remote(name, lambda expression: eval(expression, {"__import__": __import__}))  # as the kernel evaluates it
+
+
+def test_a_check_says_the_same_of_an_answer_in_another_process() -> None:
+    """Solutions and wrong answers, gradients and all."""
+    from robrep.book.exercises import check
+
+    for name, answers in {name: [SOLUTIONS[name], *MISTAKES.get(name, [])] for name in SOLUTIONS}.items():
+        for answer in filter(callable, answers):
+            near, far = check(name, answer), check(name, here(name, answer))
+            assert near == far, name
+
+
+def test_values_come_back_as_they_were() -> None:
+    for v in (None, True, 3, -2.5, float("inf"), "text", [1, (2, None)], {"a": [torch.arange(3)]}, torch.zeros(0, 2)):
+        again = unpack(json.loads(json.dumps(pack(v))))
+        assert str(again) == str(v) and type(again) is type(v)
+    assert unpack(pack(...)) is ... and type(unpack(pack(object()))).__name__ == "object"
+    for dtype in (torch.bfloat16, torch.int64, torch.bool, torch.float64):
+        t = torch.tensor([[1, 0], [2, 3]]).to(dtype)
+        assert torch.equal(unpack(pack(t)), t) and unpack(pack(t)).dtype == dtype
+    p = unpack(pack(Gaussian(torch.zeros(2, 3), torch.ones(2, 3))))
+    assert isinstance(p, Gaussian) and p.scale.sum() == 6
+    for lie in ([1], {}, {"tensor": "", "shape": [10**9], "dtype": "torch.int64"}, {"code": "import os"}):
+        with pytest.raises(ValueError, match="a reply holds"):
+            unpack(lie)
+
+
+def test_gradients_come_back() -> None:
+    linear, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def answer(m: nn.Module, x_: Tensor) -> Tensor:
+        return (m(x_) ** 2).sum(1)
+
+    weight = torch.randn(4, dtype=torch.float64)
+    ends = list(leaves((linear, x)))
+    got = torch.autograd.grad((here("far", answer)(linear, x) * weight).sum(), ends)
+    want = torch.autograd.grad((answer(linear, x) * weight).sum(), ends)
+    assert len(ends) == 3 and all(torch.allclose(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_randomness_and_errors_are_as_if_here() -> None:
+    torch.manual_seed(3)
+    drawn = here("far", lambda n: torch.rand(n))(2), torch.rand(2)
+    torch.manual_seed(3)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, (torch.rand(2), torch.rand(2)), strict=True))
+    with pytest.raises(Exception, match="by zero") as error:
+        here("far", lambda n: 1 / n)(0)
+    assert type(error.value).__name__ == "ZeroDivisionError"
+    assert serve.__module__ == "robrep.book.grade.remote"

@@ -26,6 +26,7 @@ FLAGS = [
     "--disable-sync",
 ]
 OWN = ("file:", "data:", "blob:", "about:")
+PLAIN = ("byo", "errata", "paper_against_ours")  # notebooks that need not begin with a picture
 
 
 def executable() -> str | None:
@@ -137,6 +138,12 @@ def test_page_on_a_phone(browser: Any, site: Path, name: str, theme: str) -> Non
                .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
         )
         assert not cut, "printed text should wrap"
+        wide = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.bd-article mjx-container')].filter(e => e.checkVisibility())
+               .map(e => e.querySelector('mjx-math')).filter(e => e && e.getBoundingClientRect().width > innerWidth)
+               .map(e => `${Math.round(e.getBoundingClientRect().width)} px: ${e.textContent.slice(0, 60)}`)"""
+        )
+        assert not wide, "an equation is wider than the screen"
         visit.check()
 
 
@@ -151,7 +158,31 @@ def test_page_on_a_desk(browser: Any, site: Path, name: str) -> None:
         assert visit.page.locator("mjx-merror").count() == 0
         assert visit.page.locator(".robrep-figure:not([aria-label]), .robrep-figure[aria-label='']").count() == 0
         assert visit.page.locator(".bd-article img:not([alt]), .bd-article img[alt^='../_images']").count() == 0
+        scrolls = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.bd-article pre')]
+               .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
+               .map(e => e.textContent.slice(0, 80))"""
+        )
+        assert not scrolls, "code should fit its box"
         visit.check()
+
+
+@pytest.mark.parametrize("name", [name for name in chapter_names() if Path(name).stem not in PLAIN])
+def test_a_picture_comes_first(browser: Any, site: Path, name: str) -> None:
+    """The first figure begins within the first screen; every figure of a chapter has a number and a caption."""
+    with Visit(browser, site, name, width=1440) as visit:
+        visit.draw_all()
+        top = visit.page.evaluate(
+            """Math.min(...[...document.querySelectorAll('.bd-article figure')].filter(e => e.checkVisibility())
+               .map(e => e.getBoundingClientRect().top + scrollY))"""
+        )
+        assert top < 900
+        bare = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.bd-article .robrep-figure')].filter(e => e.checkVisibility())
+               .filter(e => !e.closest('figure')?.querySelector('.caption-number'))
+               .map(e => e.getAttribute('aria-label').slice(0, 80))"""
+        )
+        assert not bare, "figures without a number and a caption"
 
 
 @pytest.mark.parametrize("name", chapter_names())

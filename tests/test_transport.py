@@ -281,7 +281,7 @@ def test_gradients_are_finite_in_float32(gamma: float) -> None:
 def test_two_of_a_kind() -> None:
     p = diagonal(2, 3, 0)
     for function in (wasserstein2, lambda a, b: entropic_wasserstein(a, b, 1.0)):
-        with pytest.raises(TypeError, match="p is a Gaussian and q a FullGaussian, expected two of a kind"):
+        with pytest.raises(TypeError, match="p is a Gaussian and q a FullGaussian, expected both Gaussian"):
             function(p, FullGaussian.of(p))
     with pytest.raises(ValueError, match="gamma is -1"):
         entropic_wasserstein(p, p, -1)

@@ -1,7 +1,7 @@
 """The chapter on worst-case mutual information: cases whose truth is known, and vulnerability as critics estimate it.
 
-A critic is trained on one part of the data and read off on another, so that it cannot score pairs that it has learnt by
-heart. Every value is an estimate *from below* of what it names, up to sampling: a better critic finds more.
+A critic is trained on one part of the data and evaluated on another, so that it cannot score pairs that it has memorised.
+Every value is an estimate *from below*, up to sampling: a better critic finds more.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class LinearVulnerability(NamedTuple):
         gap: AG, its adversarial gap: adversarial risk minus risk.
         moved: m, by how much an adversary can move the probability of one value of the feature; at most 1/2.
         value: RV = F(m) in nats.
-        low: F(AG / 2), the lower bound. The print has it above.
-        high: F(min(AG, 1/2)), the upper bound. The print has it below, without the minimum.
+        low: F(AG / 2), the lower bound. The paper has it above.
+        high: F(min(AG, 1/2)), the upper bound. The paper has it below, without the minimum.
     """
 
     risk: float
@@ -117,7 +117,7 @@ def linear_vulnerability(
     Raises:
         ValueError: shapes that do not fit, a w that is zero, a variance that is not positive, eps or p out of range.
 
-    Source: Zhu et al. 2020, theorem 3.2, whose print has the two bounds the wrong way round.
+    Source: Zhu et al. 2020, theorem 3.2, which is printed with the two bounds exchanged.
     """
     w, theta, covariance = (torch.as_tensor(v, dtype=torch.float64) for v in (w, theta, covariance))
     if w.ndim != 1 or theta.shape != w.shape or covariance.shape != (len(w), len(w)):

@@ -53,7 +53,7 @@ class InfoMaxEncoder(nn.Module):
     """The encoder of Deep InfoMax, cut at its code: "Baseline-H" of Zhu et al. 2020.
 
     Convolutions of kernel 4 and stride 2 with batch norm and ReLU, a hidden layer with the same, and a linear code. The
-    defaults are the print's for 32 x 32 (4,096 values after the convolutions) and 28 x 28 (2,304).
+    defaults are the paper's for 32 x 32 (4,096 values after the convolutions) and 28 x 28 (2,304).
 
     Args:
         shape: (C, H, W) of the images. Colour images of 32 x 32 are normalised with CIFAR-10's mean and deviation in
@@ -124,8 +124,8 @@ class Critic(nn.Module):
     Args:
         shape: (C, H, W) of the images.
         dim: D, of the codes.
-        widths: channels of the convolutions of a (two in the print, which leaves 8 x 8 or 7 x 7 locations).
-        units: length of a(x)_l and b(z) (2048 in the print).
+        widths: channels of the convolutions of a (two in the paper, which leaves 8 x 8 or 7 x 7 locations).
+        units: length of a(x)_l and b(z) (2048 in the paper).
         whole: flatten the map first: one location, information about the whole image in place of local information.
 
     Shapes: images (N, C, H, W) and codes (M, D) to scores (L, N, M).

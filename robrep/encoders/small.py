@@ -57,7 +57,7 @@ class PooledConv(nn.Conv2d):
 class ConvEncoder(nn.Module):
     """Four 3 x 3 convolutions and a global average: the representation network of Nguyen et al. 2022 for MNIST.
 
-    The print gives the number of layers, the kernels and the width of the last; widths, strides and normalisation are
+    The paper gives the number of layers, the kernels and the width of the last; widths, strides and normalisation are
     ours to choose. The last convolution is linear, so a code may take any value.
 
     Args:
@@ -68,7 +68,7 @@ class ConvEncoder(nn.Module):
         widths: channels of the convolutions before the last (three in the paper).
         strides: their strides.
         groups: groups of the GroupNorm after each of their ReLUs; 0 for none. No batch norm, so an example's code
-            does not hang on its batch.
+            is independent of the rest of the batch.
         min_scale: added to the scale, which keeps the KL divergence finite.
 
     Shapes: images (N, channels, H, W) in [0, 1] to codes (N, D), in float32.
@@ -260,7 +260,7 @@ def _dense(widths: Sequence[int]) -> list[nn.Module]:
 class FlatConvEncoder(nn.Module):
     """Convolutions with ReLUs and a linear layer on all that is left: the ConvNet encoder of Cemgil et al. 2019.
 
-    The print gives four layers of 200 units; kernels (3 x 3) and strides are ours. :class:`ConvDecoder` with the widths
+    The paper gives four layers of 200 units; kernels (3 x 3) and strides are ours. :class:`ConvDecoder` with the widths
     turned round is its partner.
 
     Args:

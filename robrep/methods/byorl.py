@@ -1,4 +1,4 @@
-"""BYORL (Gowal et al. 2021): bootstrapped codes that are robust, and its baseline BYOL."""
+"""Bootstrap Your Own Robust Latents (BYORL, Gowal et al. 2021), and its counterpart without an attack, BYOL."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from robrep.random import Seed, fold
 
 
 def ema_rate(step: int | Tensor, steps: int, base: float = 0.996) -> Tensor:
-    """tau after ``step`` of ``steps``: from ``base`` at the first step to 1 at the end, along half a cosine; float64.
+    """The rate tau of the moving average after ``step`` of ``steps``, as a float64 scalar.
 
-    ``step`` is a number or a tensor without dimensions; the result has no dimensions.
+    It rises along half a cosine, from ``base`` at the first step to 1 at the end. ``step`` is a number or a scalar
+    tensor.
 
     Source: Grill et al. 2020, 1 - (1 - base) (cos(pi k / K) + 1) / 2.
     """
@@ -27,15 +28,17 @@ def ema_rate(step: int | Tensor, steps: int, base: float = 0.996) -> Tensor:
 
 
 class BYOL(nn.Module):
-    """Predict, from one view of an image, the target network's projection of the other (Grill et al. 2020).
+    """Predict, from one view of an image, the target network's projection of the other view (Grill et al. 2020).
 
-    The target is a slow copy of the online encoder and projector: no gradient, parameters that follow the online ones
-    as an exponential moving average (``after_step``), batch statistics of its own. Evaluate the *online* encoder.
+    The target is a slow copy of the online encoder and projector. It gets no gradient; its parameters are an
+    exponential moving average of the online ones (``after_step``), and its batch norm has statistics of its own.
+    Evaluate the *online* encoder.
 
     Args:
         encoder: images to codes (N, D); deterministic.
         projector: codes to projections (N, P).
-        predictor: projections to predictions (N, P); ``nn.Identity()`` leaves it out, and the codes may collapse.
+        predictor: projections to predictions (N, P). With ``nn.Identity()`` there is no predictor, and the
+            projections may collapse.
         augment: ``augment(x, ids, seed)``, see :mod:`robrep.augmentations`.
         base_rate: tau of the moving average at the first step, in 0 ... 1; see :func:`ema_rate`.
 
@@ -70,21 +73,21 @@ class BYOL(nn.Module):
         return self.augment(x, 2 * ids, seed), self.augment(x, 2 * ids + 1, seed)
 
     def predict(self, v: Tensor) -> Tensor:
-        """q(g(f(v))) of the online network, (N, P)."""
+        """The online network's prediction q(g(f(v))), (N, P)."""
         return self.predictor(self.projector(self.encoder(v)))
 
     @torch.no_grad()
     def project(self, v: Tensor) -> Tensor:
-        """g(f(v)) of the target network, (N, P), without a gradient."""
+        """The target network's projection g(f(v)), (N, P), without a gradient."""
         return self.target(v)
 
     def distance(self, v: Tensor, z: Tensor) -> Tensor:
-        """2 - 2 cos of the prediction at the view ``v`` and the target's projection ``z``; (N,), in 0 ... 4."""
+        """2 - 2 cos of the prediction at the view ``v`` and the target's projection ``z``, (N,), in 0 ... 4."""
         return cosine_distance(self.predict(v), z)
 
     @torch.no_grad()
     def after_step(self, step: int | Tensor, steps: int) -> None:
-        """Move the target's parameters by 1 - tau towards the online ones; batch statistics stay its own."""
+        """Move the target's parameters by 1 - tau towards the online ones; its batch statistics are not changed."""
         online = nn.Sequential(self.encoder, self.projector)
         move = 1 - ema_rate(step, steps, self.base_rate)
         for xi, theta in zip(self.target.parameters(), online.parameters(), strict=True):
@@ -92,16 +95,17 @@ class BYOL(nn.Module):
 
 
 class BYORL(BYOL):
-    """BYOL whose online network meets the worst image in the ball around each view (Gowal et al. 2021, eq. 5 and 7).
+    """BYOL trained on the worst image in the ball around each online view (Gowal et al. 2021, eq. 5 and 7).
 
-    The search goes through the online network alone, the target's projection being fixed; batch norm uses the
-    batch's statistics during the search and updates none. It *lowers* the cosine, that is, it raises the loss: eq. 6
-    prints a step that raises the cosine.
+    The attack passes through the online network only; the target's projection is fixed. During the attack, batch norm
+    uses the statistics of the batch and does not update its running averages. The attack *lowers* the cosine, which
+    raises the loss; the step printed in eq. 6 of the paper raises the cosine.
 
     Args:
         encoder, projector, predictor, augment, base_rate: as for :class:`BYOL`.
-        attack, threat: how and where the worst image is searched: ``PGD`` or ``APGD`` with a random start, for in the
-            middle of a ball where two views agree the gradient is noise.
+        attack: ``PGD`` or ``APGD``, with a random start: at the centre of the ball the gradient is rounding noise
+            if prediction and target agree.
+        threat: the ball around each view.
     """
 
     def __init__(
@@ -121,9 +125,11 @@ class BYORL(BYOL):
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         v_1, v_2 = self.views(x, ids, seed)
         z_1, z_2 = self.project(v_1), self.project(v_2)
-        v_1, v_2 = self.worst(v_1, z_2, 2 * ids, seed), self.worst(v_2, z_1, 2 * ids + 1, seed)
+        v_1 = self.worst(v_1, z_2, 2 * ids, seed)
+        v_2 = self.worst(v_2, z_1, 2 * ids + 1, seed)
         return {"byorl": (self.distance(v_1, z_2) + self.distance(v_2, z_1)).mean()}
 
     def worst(self, v: Tensor, z: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The image in A(v) whose prediction disagrees most with the target ``z`` of the other view; like ``v``."""
-        return self.adversary.search(self.distance, v, z, networks=[self], ids=ids, seed=seed, batch_norm="batch")
+        search = self.adversary.search
+        return search(self.distance, v, z, networks=[self], ids=ids, seed=seed, batch_norm="batch")

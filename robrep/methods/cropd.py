@@ -1,4 +1,4 @@
-"""CRoPD (Liu et al. 2025): auto-encoders that clean images before a frozen foundation model; its rivals and heads."""
+"""CRoPD (Liu et al. 2025): pre-processors for a frozen foundation model, the rival methods, and the robust head."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from robrep.random import Seed, fold, noise, uniform
 
 
 def pixel_error(output: Tensor, x: Tensor) -> Tensor:
-    """The mean squared error over an image's pixels and channels; shapes (N, C, H, W), result (N,)."""
+    """Mean squared error over the pixels and channels of each image; both (N, C, H, W), result (N,)."""
     return squared_error(output, x) / x[0].numel()
 
 
 class Reconstruction(nn.Module):
-    """Reconstruct the image, no more: the paper's Vanilla, CRoPD at lambda 0.
+    """Train an auto-encoder on reconstruction alone: the paper's Vanilla, which is CRoPD at lambda = 0.
 
     Args:
-        autoencoder: images to images of the same shape, such as a :class:`~robrep.encoders.MaskedAutoEncoder`.
-        augment: ``augment(x, ids, seed)``; its view is what goes in and what has to come out. None for none.
+        autoencoder: maps images to images of the same shape, for example a
+            :class:`~robrep.encoders.MaskedAutoEncoder`.
+        augment: ``augment(x, ids, seed)`` returns the view that is both input and target; None uses ``x`` itself.
     """
 
     def __init__(self, autoencoder: Any, augment: Augmentation | None = None) -> None:
@@ -38,7 +39,7 @@ class Reconstruction(nn.Module):
         self.autoencoder, self.augment = autoencoder, augment
 
     def view(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
-        """The augmented images."""
+        """The augmented images, or ``x`` itself without augmentation."""
         return x if self.augment is None else self.augment(x, ids, fold(seed, "view"))
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
@@ -47,29 +48,32 @@ class Reconstruction(nn.Module):
 
 
 class CRoPD(Reconstruction):
-    r"""Reconstruct the image, with a latent vector by which its worst neighbour in the ball is still known for it.
+    r"""Reconstruct clean images, and keep an image's latent vector recognisable under attack.
 
     .. math:: \frac1n \sum_i \mathrm{MSE}(h(f(x_i)), x_i) + \lambda \max_{x_i' \in A(x_i)} L_i(x_i', x_i)
 
-    where L is :func:`robrep.contrastive.adversarial_contrast` of the projected latent vectors. The adversaries of a
-    batch are sought together, for each is a negative of the others.
+    where L is :func:`robrep.contrastive.adversarial_contrast` of the projected latent vectors. All images of a batch
+    are attacked together, because each attacked image is a negative of the others.
 
     Args:
         autoencoder: a :class:`~robrep.encoders.MaskedAutoEncoder`.
-        projector: latent vectors to what the contrastive loss sees; ``Projector(autoencoder.dim, 2048, 128)`` in the
-            paper.
-        attack: how the adversaries are sought, FGSM in the paper. It must start at random: the gradient of the
+        projector: maps latent vectors to the vectors of the contrastive loss;
+            ``Projector(autoencoder.dim, 2048, 128)`` in the paper.
+        attack: the attack of the training, FGSM in the paper. It must start at random, because the gradient of the
             positives' similarity is zero at x.
-        threat: where.
-        weight: lambda, at least 0. The paper has 10 for CIFAR-10 and ImagenetTe, 1 for SVHN and CIFAR-100.
+        threat: the ball that it searches.
+        weight: lambda, at least 0. The paper uses 10 for CIFAR-10 and ImagenetTe, 1 for SVHN and CIFAR-100.
         temperature: tau, above 0.
-        negatives: what the attack counts as negatives. "both" takes the clean and the adversarial vectors, so that it
-            climbs on the loss that is trained; "clean" takes clean ones, as the paper's recipe begins. They do not
-            depend on x', so only the similarity of x' and x is left to climb on.
+        negatives: the negatives in the loss that the attack maximises. "both" takes clean and attacked vectors, so the
+            attack maximises the training loss itself. "clean" takes clean vectors alone, as the paper's recipe begins;
+            these do not depend on x', so the attack only lowers the similarity of x' and x.
         augment: as for :class:`Reconstruction`.
 
+    Raises:
+        ValueError: ``weight`` is negative, or ``negatives`` is neither "both" nor "clean".
+
     Source: Liu et al. 2025, Algorithm 1. The reconstruction is a mean over pixels, as its appendix says, where
-    Algorithm 1 prints a sum: in a 32 x 32 colour image a factor of 3,072 between the two terms.
+    Algorithm 1 prints a sum. For a 32 x 32 colour image this is a factor of 3,072 between the two terms.
     """
 
     def __init__(
@@ -104,33 +108,39 @@ class CRoPD(Reconstruction):
         return self.projector(self.autoencoder.latent(self.autoencoder.encode(x)))
 
     def contrast(self, p_adv: Tensor, p: Tensor) -> Tensor:
-        """What the attack makes large: the loss, or with clean negatives the part of it that depends on x'; (N,)."""
+        """What the attack maximises, (N,): the loss, or with clean negatives the part of it that depends on x'."""
         if self.negatives == "clean":
             return -torch.cosine_similarity(p_adv, p, dim=1) / self.temperature
         return adversarial_contrast(p, p_adv, self.temperature)
 
     def worst(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
-        """The worst x' that the attack finds around each image of the batch, detached."""
+        """The attacked images of a batch, of the shape of ``x`` and detached."""
         contrast = batch_objective(lambda x_, p_: self.contrast(self.project(x_), p_))
         with attack_mode(self), torch.no_grad():
             p = self.project(x)
-        return self.adversary.search(contrast, x, p, networks=[self], ids=ids, seed=fold(seed, "adversary"))
+        seed = fold(seed, "adversary")
+        return self.adversary.search(contrast, x, p, networks=[self], ids=ids, seed=seed)
 
 
 class AdversarialReconstruction(Reconstruction):
-    r"""Reconstruct the clean image from the x' in the ball whose latent vector lies farthest (Salehi et al. 2021).
+    r"""ARAE, the adversarially robust auto-encoder: reconstruct the clean image from the attacked one.
+
+    The attack moves the projected latent vector as far as it can, and the loss penalises this distance.
 
     .. math:: \mathrm{MSE}(h(f(x')), x) + \gamma\, \mathrm{MSE}(p(x'), p(x)),
         \quad x' = \arg\max_{x' \in A(x)} \mathrm{MSE}(p(x'), p(x))
 
     Args:
-        autoencoder, attack, threat: as for :class:`CRoPD`. The distance's gradient is zero at x, so the attack must
-            start at random. The paper trains with FGSM, ARAE's authors with PGD.
-        projector: latent vectors to those whose distance counts; as for :class:`CRoPD`.
+        autoencoder, attack, threat: as for :class:`CRoPD`. The attack must start at random, because the gradient of the
+            distance is zero at x. The paper trains with FGSM, the authors of ARAE with PGD.
+        projector: maps latent vectors to the vectors whose distance counts, as for :class:`CRoPD`.
         gamma: weight of the distance, at least 0; 0.1 in the paper.
-        augment: as for :class:`Reconstruction`; the paper trains ARAE without.
+        augment: as for :class:`Reconstruction`; the paper trains ARAE without augmentation.
 
-    Source: Liu et al. 2025, Table 4 and appendix A.
+    Raises:
+        ValueError: ``gamma`` is negative.
+
+    Source: Salehi et al. 2021; Liu et al. 2025, Table 4 and appendix A.
     """
 
     def __init__(
@@ -162,11 +172,11 @@ class AdversarialReconstruction(Reconstruction):
         return self.projector(self.autoencoder.latent(self.autoencoder.encode(x)))
 
     def distance(self, p_adv: Tensor, p: Tensor) -> Tensor:
-        """The mean squared difference of the vectors' entries; shapes (N, D), result (N,)."""
+        """Mean squared difference of the entries of two vectors; both (N, D), result (N,)."""
         return squared_error(p_adv, p) / p.shape[1]
 
     def worst(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
-        """The x' that the attack finds farthest from each image, detached."""
+        """The attacked images of a batch, of the shape of ``x`` and detached."""
         with attack_mode(self), torch.no_grad():
             p = self.project(x)
         return self.adversary.search(
@@ -176,19 +186,22 @@ class AdversarialReconstruction(Reconstruction):
 
 
 class VariationalReconstruction(Reconstruction):
-    r"""Reconstruct the image from a noisy code, held to the prior by very little: as the VAE of a latent diffusion.
+    r"""Reconstruct the image from a noisy code with a very small weight on the prior, as the VAE of a latent diffusion.
 
     .. math:: \mathrm{MSE}(h(z), x) + \frac{\beta}{d} \mathrm{KL}[p(z|x) \,\|\, N(0, I)], \quad z \sim p(z|x)
 
-    with d the numbers of an image. As a pre-processor it decodes the mean.
+    with d the number of values in an image. As a pre-processor the auto-encoder decodes the mean code.
 
     Args:
         autoencoder: a :class:`~robrep.foundation.LatentDiffusionVAE`.
         weight: beta, at least 0.
         augment: as for :class:`Reconstruction`.
 
-    Source: Rombach et al. 2022, whose "KL-reg." has a weight of about 1e-6 and whose further terms (a perceptual loss
-    and a discriminator) are left out.
+    Raises:
+        ValueError: ``weight`` is negative.
+
+    Source: Rombach et al. 2022, whose "KL-reg." has a weight of about 1e-6. Their further terms, a perceptual loss and
+    a discriminator, are left out.
     """
 
     def __init__(
@@ -209,13 +222,14 @@ class VariationalReconstruction(Reconstruction):
 
 
 class MixedHead(nn.Module):
-    """A classifier's cross-entropy, half on clean images and half on the worst x': the paper's "robust" head.
+    """Train a classifier half on clean and half on attacked images: the paper's "robust" head.
 
-    Only what still needs a gradient is trained; a :class:`~robrep.foundation.Chain` leaves its head alone.
+    Only parameters that require gradients are trained; in a :class:`~robrep.foundation.Chain` these are the head's.
 
     Args:
-        classifier: images to logits, deterministic.
-        attack, threat: how and where the worst x' is sought; PGD-10 with steps of 0.007 in the paper.
+        classifier: maps images to logits, deterministically.
+        attack, threat: the attack of the training and the ball that it searches; PGD-10 with steps of 0.007 in the
+            paper.
 
     Source: Liu et al. 2025, appendix A ("mix them with natural samples"; equal shares are our reading).
     """
@@ -233,12 +247,12 @@ class MixedHead(nn.Module):
 
 
 class MaskedPretraining(nn.Module):
-    """Pre-train a small foundation model: guess the hidden patches' pixels from those left (He et al. 2022).
+    """Pre-train a small foundation model: predict the pixels of hidden patches from the visible ones (He et al. 2022).
 
-    Which patches are hidden comes from (seed, id).
+    (seed, id) decides which patches are hidden.
 
     Args:
-        model: a ``transformers.ViTMAEForPreTraining``, such as :func:`robrep.foundation.new_vit_mae` gives.
+        model: a ``transformers.ViTMAEForPreTraining``, for example from :func:`robrep.foundation.new_vit_mae`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -252,5 +266,5 @@ class MaskedPretraining(nn.Module):
         return {"masked": self.model(self.prepare(x), noise=order).loss}
 
     def foundation(self, token: Literal["cls", "mean"] = "cls", mask_ratio: float = 0.0) -> ViTMAE:
-        """A copy of the encoder as a foundation model, which later training does not change."""
+        """A copy of the encoder as a foundation model; later training does not change it."""
         return ViTMAE(copy.deepcopy(self.model.vit), token=token, mask_ratio=mask_ratio).eval()

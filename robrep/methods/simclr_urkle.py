@@ -1,4 +1,4 @@
-"""SimCLR + Urkle (Nguyen et al. 2022): contrastive learning whose code must not move; the baselines SimCLR and RoCL."""
+"""SimCLR + Urkle (Nguyen et al. 2022), contrastive learning of a robust code, and its baselines SimCLR and RoCL."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from robrep.random import Seed, fold, noise
 
 
 class SimCLR(nn.Module):
-    """Two augmented views of each image, told apart from all other images by NT-Xent (Chen et al. 2020).
+    """Contrastive learning: NT-Xent of two augmented views of each image (Chen et al. 2020).
 
     Args:
-        encoder: images to codes, a tensor (N, D) or a ``Gaussian``, which is then sampled once for each view.
-        projector: codes to what NT-Xent sees.
+        encoder: maps images to codes, a tensor (N, D) or a ``Gaussian``, which is sampled once for each view.
+        projector: maps codes to the vectors that NT-Xent compares.
         augment: ``augment(x, ids, seed)``, see :mod:`robrep.augmentations`.
         temperature, denominator, detach_keys: as for :func:`robrep.contrastive.nt_xent`.
     """
@@ -46,34 +46,34 @@ class SimCLR(nn.Module):
         return {"nt_xent": self.contrast(self.encoder(views), view_ids, seed, n=2).mean()}
 
     def views(self, x: Tensor, ids: Tensor, seed: Seed) -> tuple[Tensor, Tensor]:
-        """Two views of each image, one behind the other, (2 N, C, H, W), and ids for their random streams, (2 N,)."""
+        """All first views, then all second ones, (2 N, C, H, W), and the ids of their random streams, (2 N,)."""
         view_ids = torch.cat([2 * ids, 2 * ids + 1])
         return self.augment(torch.cat([x, x]), view_ids, fold(seed, "views")), view_ids
 
     def sample(self, code: Gaussian | Tensor, ids: Tensor, seed: Seed) -> Tensor:
-        """One sample of each code; a deterministic code is itself."""
+        """One sample of each code; a deterministic code is returned as it is."""
         return code.sample(noise(fold(seed, "z"), ids, code.mean.shape[1:])) if isinstance(code, Gaussian) else code
 
     def contrast(self, code: Gaussian | Tensor, ids: Tensor, seed: Seed, n: int) -> Tensor:
-        """NT-Xent of the n views whose codes stand one behind the other: (n N, D) to (N,)."""
+        """NT-Xent of n views, from their codes, view by view: (n N, D) to (N,)."""
         return self.nt_xent(self.projector(self.sample(code, ids, seed)).chunk(n))
 
     def nt_xent(self, views: tuple[Tensor, ...]) -> Tensor:
-        """NT-Xent with this method's settings; views n x (N, D) to (N,)."""
+        """NT-Xent with this method's settings: n views of shape (N, D) to (N,)."""
         return nt_xent(views, self.temperature, denominator=self.denominator, detach_keys=self.detach_keys)
 
 
 class RoCL(SimCLR):
-    """Robust contrastive learning: an adversary of the first view is the third of three (Kim et al. 2020).
+    """Robust contrastive learning: the third of three views is an adversary of the first (Kim et al. 2020).
 
-    The adversary makes NT-Xent with the second view large. A further, small term is NT-Xent of the adversary and the
+    The adversary maximises NT-Xent with the second view. A further, small term is NT-Xent of the adversary and the
     second view alone.
 
     Args:
         encoder, projector, augment: as for :class:`SimCLR`.
-        attack, threat: how and where the adversary is searched.
-        weight: of the further term, at least 0. RoCL has 1 / 256 beside a loss that is summed over an anchor's two
-            positives; beside the mean of the two that is 1 / 512.
+        attack, threat: the search for the adversary, and the set in which it stays.
+        weight: weight of the further term, at least 0. RoCL's code has 1 / 256 beside a loss that is summed over an
+            anchor's two positives; beside their mean, that is 1 / 512.
         settings: ``temperature``, ``denominator`` and ``detach_keys`` of :class:`SimCLR`.
     """
 
@@ -105,7 +105,7 @@ class RoCL(SimCLR):
     def worst(self, x_1: Tensor, x_2: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The x' around x_1 that is hardest to match to x_2, the other view, among all images of the batch.
 
-        Of a ``Gaussian`` the mean is compared. Source: Kim et al. 2020, the instance-wise attack.
+        A ``Gaussian`` code is compared by its mean. Source: Kim et al. 2020, the instance-wise attack.
         """
         contrast = batch_objective(lambda x_, g_2: self.nt_xent((self.project(x_), g_2)))
         with attack_mode(self), torch.no_grad():
@@ -113,21 +113,21 @@ class RoCL(SimCLR):
         return self.adversary.search(contrast, x_1, g_2, networks=[self], ids=ids, seed=seed)
 
     def project(self, x: Tensor) -> Tensor:
-        """What NT-Xent sees of the (mean) codes, (N, P)."""
+        """The projected codes that NT-Xent compares, (N, P); of a ``Gaussian``, the mean is projected."""
         code = self.encoder(x)
         return self.projector(code.mean if isinstance(code, Gaussian) else code)
 
 
 class SimCLRUrkle(SimCLR):
-    """SimCLR whose code must not move: eq. 12 of Nguyen et al. 2022.
+    """SimCLR with the regularizer Urkle on its code: eq. 12 of Nguyen et al. 2022.
 
-    Each of the two views has an adversary of its own, the image in its ball whose code diverges most. NT-Xent runs over
-    all four, the regularizer over both pairs; batch norm sees the four views as one batch.
+    Each of the two views has its own adversary, the image in its ball whose code diverges most. NT-Xent compares all
+    four views, the regularizer both pairs. Batch norm sees the four views as one batch.
 
     Args:
-        encoder: images to a ``Gaussian``.
+        encoder: maps images to a ``Gaussian``.
         projector, augment: as for :class:`SimCLR`.
-        attack, threat: how and where the adversaries are searched.
+        attack, threat: the search for the adversaries, and the set in which each stays.
         beta_robust: weight of the regularizer, at least 0.
         settings: ``temperature``, ``denominator`` and ``detach_keys`` of :class:`SimCLR`.
     """
@@ -159,8 +159,8 @@ class SimCLRUrkle(SimCLR):
     def worst(self, views: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """The image of largest KL[p(z|v) || p(z|v')] in the ball around each view v; like ``views``, detached.
 
-        The clean code is computed in evaluation mode, as all that an attack sees: with batch norm, the code of training
-        mode is another function's.
+        The clean code is computed in evaluation mode, like every code during an attack: with batch norm, training mode
+        is a different function.
         """
         with attack_mode(self), torch.no_grad():
             p = self.encoder(views)

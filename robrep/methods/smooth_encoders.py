@@ -1,4 +1,4 @@
-"""Smooth encoders (Cemgil et al. 2019): a VAE whose codes of x and of a selected x' are coupled, and the plain VAE."""
+"""The plain VAE, and the smooth encoder (Cemgil et al. 2019), which couples the codes of x and of an attacked x'."""
 
 from __future__ import annotations
 
@@ -29,36 +29,50 @@ def selection_attack(
     ids: Tensor,
     seed: Seed,
 ) -> Tensor:
-    """The smooth encoder's selection: the x' in A(x) whose code is farthest from that of x; like ``x``, detached.
+    """The smooth encoder's selection: search A(x) for the x' whose code is furthest from that of x.
 
     Args:
         encoder, x: as for :func:`robrep.methods.urkle`.
-        p: ``encoder(x)``, which counts as a constant.
-        adversary: how and where x' is searched.
-        distance: the paper says "the Wasserstein distance": "wasserstein" reads it as W2^2, "entropic" as the term WD
-            of the bound, whose gradient does not vanish at x' = x.
-        gamma: strength of the coupling, for "entropic".
-        ids, seed: name the random streams.
+        p: ``encoder(x)``; no gradient passes through it.
+        adversary: the attack and the ball A(x) that it searches.
+        distance: what the search maximises. The paper says only "the Wasserstein distance": "wasserstein" takes W2^2,
+            "entropic" takes the term WD of the bound, whose gradient does not vanish at x' = x.
+        gamma: coupling strength of WD, at least 0; used by "entropic" only.
+        ids, seed: name the random streams, see :func:`robrep.random.noise`.
 
-    Source: Cemgil et al. 2019, section 2.1 and section 7.
+    Returns:
+        x', detached, of the shape of ``x``.
+
+    Raises:
+        ValueError: ``distance`` is neither "wasserstein" nor "entropic", or ``gamma`` is negative with "entropic".
+
+    Source: Cemgil et al. 2019, sections 2.1 and 7.
     """
     distances: dict[str, Callable[[Gaussian, Gaussian], Tensor]] = {
         "wasserstein": wasserstein2,
         "entropic": partial(entropic_wasserstein, gamma=gamma),
     }
     measure = distances[one_of("distance", distance, distances)]
-    return adversary.search(
-        lambda x_, p_: measure(p_, encoder(x_)), x, p.detach(), networks=[encoder], ids=ids, seed=seed
-    )
+
+    def moved(x_: Tensor, p_: Gaussian) -> Tensor:
+        return measure(p_, encoder(x_))
+
+    return adversary.search(moved, x, p.detach(), networks=[encoder], ids=ids, seed=seed)
 
 
 class GaussianVAE(nn.Module):
-    """A variational auto-encoder with a Gaussian decoder of variance v, trained by its ELBO (Kingma and Welling 2014).
+    """A variational auto-encoder (VAE) with a Gaussian decoder of variance v (Kingma and Welling 2014).
+
+    It is trained by the evidence lower bound (ELBO). Called as a module, it returns the two terms of the negative ELBO,
+    ``reconstruction`` and ``prior``, each a mean over the batch, in nats.
 
     Args:
-        encoder: images to a ``Gaussian``.
-        decoder: codes to images, the mean of p(x|z).
-        variance: v, which sets the balance of reconstruction and prior; above 0.
+        encoder: maps images to a :class:`~robrep.gaussians.Gaussian`.
+        decoder: maps codes to images, the mean of p(x|z).
+        variance: v, above 0; a larger value gives the prior more weight against the reconstruction.
+
+    Raises:
+        ValueError: ``variance`` is negative; at 0, the first call raises it.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, variance: float = 0.1) -> None:
@@ -76,16 +90,21 @@ class GaussianVAE(nn.Module):
 
 
 class SmoothEncoder(GaussianVAE):
-    """The smooth encoder (SE): the code of x and that of an attacked x' are coupled (Cemgil et al. 2019).
+    """The smooth encoder (SE), which couples the code of x and that of an attacked x' (Cemgil et al. 2019).
 
-    The decoder is trained by x alone; x' counts as a constant of the outer step.
+    Called as a module, it returns the four terms of the negative SE-ELBO, see :func:`robrep.losses.negative_se_elbo`,
+    each a mean over the batch, in nats. The decoder is trained on x alone, and no gradient passes through the search
+    for x'.
 
     Args:
         encoder, decoder, variance: as for :class:`GaussianVAE`.
-        attack, threat: how and where x' is selected.
-        gamma: strength of the coupling, at least 0. At 0 and x' = x the sum is a VAE's with twice the weight on the
-            prior, not the ordinary ELBO.
-        distance: what the selection maximises, see :func:`selection_attack`.
+        attack, threat: how x' is searched, and in which ball around x.
+        gamma: coupling strength, at least 0. At gamma = 0 and x' = x the sum is the loss of a VAE with twice the
+            weight on the prior, not the negative ELBO.
+        distance: what the search maximises, see :func:`selection_attack`.
+
+    Raises:
+        ValueError: ``gamma`` or ``variance`` is negative, or ``distance`` is unknown.
     """
 
     def __init__(
@@ -106,7 +125,14 @@ class SmoothEncoder(GaussianVAE):
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         p = self.encoder(x)
         x_adv = selection_attack(
-            self.encoder, x, p, self.adversary, distance=self.distance, gamma=self.gamma, ids=ids, seed=seed
+            self.encoder,
+            x,
+            p,
+            self.adversary,
+            distance=self.distance,
+            gamma=self.gamma,
+            ids=ids,
+            seed=seed,
         )
         q, output = self.encoder(x_adv), self.reconstruct(p, ids, seed)
         terms = negative_se_elbo(x, output, p, q, gamma=self.gamma, variance=self.variance)

@@ -1,4 +1,4 @@
-"""VAE + Urkle (Nguyen et al. 2022): the KL divergence of codes as regularizer; the baselines VAE and AE + TRADES."""
+"""VAE + Urkle (Nguyen et al. 2022), which penalises the KL divergence of codes; the baselines VAE and AE + TRADES."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ def urkle(
 ) -> Tensor:
     """max over x' of KL[p(z|x) || p(z|x')]: Unsupervised Robustness with KL divergencE, in nats, shape (N,).
 
-    ``p`` is ``encoder(x)``; the other arguments are those of :meth:`robrep.attacks.Adversary.worst_case`.
+    Pass ``encoder(x)`` as ``p``. The other arguments are those of :meth:`robrep.attacks.Adversary.worst_case`.
     Source: Nguyen et al. 2022, the regularizer of Proposition 1 and eq. 6.
     """
     return adversary.worst_case(kl, encoder, x, p, ids=ids, seed=seed)
 
 
 class VAE(nn.Module):
-    """A variational auto-encoder (Kingma and Welling 2014) with a squared error and a weight on the prior term.
+    """A variational auto-encoder (Kingma and Welling 2014): a squared error plus a weighted prior term.
 
     Args:
-        encoder: images to a ``Gaussian``.
-        decoder: codes to images.
-        beta_vae: weight of KL[p(z|x) || N(0, I)]; 0 in the experiment of Nguyen et al. 2022, which leaves a noisy
-            auto-encoder whose latent scale is free.
+        encoder: maps images to a ``Gaussian``.
+        decoder: maps codes to images.
+        beta_vae: weight of KL[p(z|x) || N(0, I)], at least 0. With 0, as in the experiment of Nguyen et al. 2022, the
+            model is a noisy auto-encoder, and the scale of its latent space is free.
+
+    Raises:
+        ValueError: a negative ``beta_vae``.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, beta_vae: float = 0.0) -> None:
@@ -43,7 +46,7 @@ class VAE(nn.Module):
         return self.negative_elbo(x, self.encoder(x), ids, seed)
 
     def negative_elbo(self, x: Tensor, p: Gaussian, ids: Tensor, seed: Seed) -> Terms:
-        """Reconstruction of ``x`` from one sample of ``p`` = p(z|x), and the prior's term if it has a weight."""
+        """The error of ``x`` rebuilt from one sample of ``p`` = p(z|x), and the prior term if ``beta_vae`` is not 0."""
         z = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
         terms = {"reconstruction": squared_error(self.decoder(z), x).mean()}
         if self.beta_vae:
@@ -52,12 +55,16 @@ class VAE(nn.Module):
 
 
 class VAEUrkle(VAE):
-    """The VAE whose code must not move: eq. 6 of Nguyen et al. 2022.
+    """A VAE that also minimises :func:`urkle`: eq. 6 of Nguyen et al. 2022.
 
     Args:
         encoder, decoder, beta_vae: as for :class:`VAE`.
-        attack, threat: how and where the x' of largest KL divergence is searched.
+        attack: searches for the x' of largest KL divergence, such as ``PGD(10)``.
+        threat: the set that is searched, such as ``Linf(0.1)``.
         beta_robust: weight of the regularizer, at least 0.
+
+    Raises:
+        ValueError: a negative ``beta_robust`` or ``beta_vae``.
     """
 
     def __init__(
@@ -79,13 +86,19 @@ class VAEUrkle(VAE):
 
 
 class AETRADES(nn.Module):
-    """An auto-encoder whose reconstruction must not move: the baseline AE + TRADES (Nguyen et al. 2022, eq. 36).
+    """An auto-encoder that also minimises how far an attack moves its reconstruction.
+
+    This is the baseline AE + TRADES of Nguyen et al. 2022, eq. 36.
 
     Args:
-        encoder: images to codes (N, D); deterministic.
-        decoder: codes to images.
-        attack, threat: how and where the worst x' is searched.
+        encoder: maps images to codes (N, D); deterministic.
+        decoder: maps codes to images.
+        attack: searches for the x' whose reconstruction moves farthest, such as ``PGD(10)``.
+        threat: the set that is searched, such as ``Linf(0.1)``.
         beta: weight of the regularizer, at least 0.
+
+    Raises:
+        ValueError: a negative ``beta``.
     """
 
     def __init__(
@@ -97,7 +110,7 @@ class AETRADES(nn.Module):
 
     @property
     def autoencoder(self) -> nn.Sequential:
-        """Images to reconstructions."""
+        """Maps images to their reconstructions."""
         return nn.Sequential(self.encoder, self.decoder)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:

@@ -123,7 +123,7 @@ def _check_adversary(answer: Any) -> None:
 
 @exercise(
     "byorl.pseudo_labels",
-    "the model speaks only where nobody else has.",
+    "the model labels only what has no label.",
     "made = logits.argmax(1); made[labelled] = y[labelled]",
     learned="With every label known this is adversarial training; with few, the model's mistakes are taught too.",
 )

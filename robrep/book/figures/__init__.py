@@ -23,17 +23,17 @@ from robrep.book.figures.attacks import (
 from robrep.book.figures.auditing import audit_figure
 from robrep.book.figures.base import PALETTE, Style, styles
 from robrep.book.figures.byorl import panels
-from robrep.book.figures.comparison import method_dots, method_plane
+from robrep.book.figures.comparison import method_dots, method_plane, transfer_matrix
 from robrep.book.figures.contrastive import code_moves, contrast_matrix, watched_training
 from robrep.book.figures.cropd import curves_slider, ensemble_against_part, implied_sizes
 from robrep.book.figures.images import attack_slider, captions, image_grid, perturbation
 from robrep.book.figures.information import (
     bounds_of_cases,
     estimates_against_truth,
-    feature_histograms,
     information_pairs,
     linear_vulnerability_slider,
     released_slip,
+    unit_vulnerability,
     vulnerability_against_gap,
     weak_beside_strong,
 )
@@ -44,6 +44,7 @@ from robrep.book.figures.latent import kl_picture, latent_clouds, umap_embed
 from robrep.book.figures.listing import source
 from robrep.book.figures.losses import bound_bars, training_curves
 from robrep.book.figures.rates import accuracy_against_radius, accuracy_slider, label_curve, trade_off
+from robrep.book.figures.smooth import accuracy_panels
 from robrep.book.figures.transport import coupling_picture, encoder_line, entropic_objective
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Style",
     "accuracy_against_calls",
     "accuracy_against_radius",
+    "accuracy_panels",
     "accuracy_slider",
     "ascent_curves",
     "attack_slider",
@@ -71,7 +73,6 @@ __all__ = [
     "ensemble_against_part",
     "entropic_objective",
     "estimates_against_truth",
-    "feature_histograms",
     "gradient_noise",
     "image_grid",
     "implied_sizes",
@@ -95,8 +96,10 @@ __all__ = [
     "suite_bars",
     "trade_off",
     "training_curves",
+    "transfer_matrix",
     "umap_embed",
-    "watched_training",
+    "unit_vulnerability",
     "vulnerability_against_gap",
+    "watched_training",
     "weak_beside_strong",
 ]

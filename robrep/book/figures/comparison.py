@@ -182,3 +182,46 @@ def method_plane(
     fig.update_yaxes(title_text=y_title)
     fig.update_layout(meta={"alt": f"{title} {x_title} and {y_title}: {'; '.join(told)}."})
     return fig
+
+
+def transfer_matrix(rates: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How often the images made against one method fool another: a matrix of percentages.
+
+    Args:
+        rates: method shown the images (a row) -> method the images were made against (a column) -> share fooled.
+
+    Raises:
+        ValueError: no row, or rows whose columns differ.
+    """
+    import plotly.graph_objects as go
+
+    methods = list(need("rates", rates))
+    for target, row in rates.items():
+        if list(row) != methods:
+            raise ValueError(f"rates of {target!r} name {list(row)}, expected the rows {methods}, in this order")
+    numbers = [f"{k}" for k in range(1, len(methods) + 1)]
+    z = [[100 * rate for rate in row.values()] for row in rates.values()]
+    told = "; ".join(
+        f"{target}: by its own {row[target]:.0%}, by others {min(others):.0%} to {max(others):.0%}"
+        for target, row in rates.items()
+        if (others := [rate for source, rate in row.items() if source != target])
+    )
+    fig = new_figure(f"Share of images fooled, by method shown and method attacked. {told}.", height=170 + 26 * len(z))
+    fig.add_trace(
+        go.Heatmap(
+            x=numbers,
+            y=[f"{name}  {k}" for k, name in zip(numbers, methods, strict=True)],
+            z=rounded(z),
+            zmin=0,
+            zmax=100,
+            colorscale="Blues",
+            showscale=False,
+            texttemplate="%{z:.0f}",
+            textfont={"size": 10},
+            customdata=[methods] * len(methods),
+            hovertemplate="made against %{customdata}<br>shown to %{y}<br>fooled %{z:.0f} %<extra></extra>",
+        )
+    )
+    fig.update_xaxes(title_text="made against (numbers as in the rows); cells: fooled, %", tickfont={"size": 11})
+    fig.update_yaxes(autorange="reversed", tickfont={"size": 11}, automargin=True)
+    return fig

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robrep.book.figures.base import GREY, add_slider, array, need, new_figure, percent, rounded, styles
+from robrep.book.figures.base import GREY, array, need, new_figure, percent, rounded, styles
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 def contrast_matrix(cosines: Any, views: Sequence[str], images: Sequence[str]) -> Figure:
-    """All cosines of the n views of N images, view by view; a slider shows which are positives or compared with.
+    """All cosines of n views of N images, image by image: positives in boxes, a cross for the anchor itself.
 
     Args:
-        cosines: shape (n N, n N), rows and columns view by view.
+        cosines: shape (n N, n N), rows and columns view by view, as NT-Xent computes them.
         views: names of the n views.
         images: names of the N images.
 
@@ -29,47 +29,49 @@ def contrast_matrix(cosines: Any, views: Sequence[str], images: Sequence[str]) -
     c, n, size = array(cosines, "cosines"), len(views), len(images)
     if c.shape != (n * size, n * size):
         raise ValueError(f"cosines has shape {c.shape}, expected {(n * size, n * size)} for {n} views of {size} images")
-    image = np.tile(np.arange(size), n)
+    order = np.arange(n * size).reshape(n, size).T.ravel()  # the views of an image side by side
+    c = c[np.ix_(order, order)]
+    image = np.repeat(np.arange(size), n)
     own, itself = image[:, None] == image[None], np.eye(n * size, dtype=bool)
-    shown = {
-        "all": np.ones_like(own),
-        "positives": own & ~itself,
-        "denominator": ~itself,
-        "negatives only": ~own,
-    }
     positive, negative = c[own & ~itself].mean(), c[~own].mean()
     fig = new_figure(
-        f"Cosines of {n} views of {size} images as a matrix of {n} by {n} blocks. The slider shows all of them, the "
-        "positives (other views of the row's image, the diagonals of the blocks off the middle), what the denominator "
-        "holds (everything but the row itself), or, as printed, the negatives alone. The mean cosine of positives is "
-        f"{positive:.2f}, of negatives {negative:.2f}.",
-        height=470,
+        f"Cosines of {n} views of {size} images as a matrix, image by image. Boxes on the diagonal hold the positives, "
+        "other views of the row's image; a cross marks a vector with itself; everything else is a negative. The mean "
+        f"cosine of positives is {positive:.2f}, of negatives {negative:.2f}.",
+        height=500,
     )
-    names = [f"{v}, {i}" for v in views for i in images]
-
-    def heat(mask: np.ndarray) -> Any:
-        z = [[v if keep else None for v, keep in zip(*r, strict=True)] for r in zip(rounded(c, 3), mask, strict=True)]
-        return go.Heatmap(z=z)
-
+    names = [f"{i}, {v}" for i in images for v in views]
     fig.add_trace(
         go.Heatmap(
+            z=rounded(np.where(itself, np.nan, c), 3),
             text=[[f"{row}<br>{column}" for column in names] for row in names],  # names may repeat, so no categories
             zmin=-1,
             zmax=1,
             colorscale="RdBu",
             reversescale=True,
             hovertemplate="%{text}<br>cosine %{z:.2f}<extra></extra>",
-            colorbar={"title": {"text": "cosine"}, "thickness": 12},
+            colorbar={"title": {"text": "cosine", "side": "top"}, "thickness": 12, "len": 0.6}
+            | {"orientation": "h", "y": -0.08, "yanchor": "top"},  # below: on a narrow page it has no room at the side
         )
     )
-    add_slider(fig, {name: [heat(mask)] for name, mask in shown.items()}, [0], "entries: ")
-    middle = [size * v + (size - 1) / 2 for v in range(n)]
-    for axis, turned in ((fig.update_xaxes, {}), (fig.update_yaxes, {"autorange": "reversed"})):
-        axis(tickvals=middle, ticktext=list(views), showgrid=False, **turned)
-    for edge in range(1, n):
-        for line in ({"x0": -0.5, "x1": n * size - 0.5, "y0": size * edge - 0.5, "y1": size * edge - 0.5},
-                     {"y0": -0.5, "y1": n * size - 0.5, "x0": size * edge - 0.5, "x1": size * edge - 0.5}):  # fmt: skip
-            fig.add_shape(type="line", line={"color": GREY, "width": 1}, **line)
+    where, cross = list(range(n * size)), {"symbol": "x-thin", "size": 8, "line": {"color": GREY, "width": 1.5}}
+    fig.add_scatter(x=where, y=where, mode="markers", marker=cross, hoverinfo="skip", showlegend=False)
+    middle = [n * i + (n - 1) / 2 for i in range(size)]
+    fig.update_xaxes(
+        tickvals=middle,
+        ticktext=list(images),
+        showgrid=False,
+        zeroline=False,
+        constrain="domain",
+        range=[-0.5, n * size - 0.5],
+    )
+    fig.update_yaxes(
+        tickvals=where, ticktext=list(views) * size, tickfont={"size": 10}, showgrid=False,
+        zeroline=False, range=[n * size - 0.5, -0.5], scaleanchor="x", constrain="domain", constraintoward="top",
+    )  # fmt: skip
+    for i in range(size):
+        low, high = n * i - 0.5, n * (i + 1) - 0.5
+        fig.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": GREY, "width": 3})
     return fig
 
 
@@ -81,14 +83,14 @@ def code_moves(
     spread: Any = None,
     told: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Where attacks move codes, in a plane: a line from each clean code to each attack's; a slider takes the attacks.
+    """Where attacks move codes, in a plane of equal units: a panel for each attack, a line from each clean code.
 
     Args:
         clean: shape (N, 2).
         moved: attack -> where its codes end, (N, 2).
         names: names of the N images.
         spread: standard deviation of the codes' own noise along both axes, (N, 2), drawn as an ellipse; None for none.
-        told: attack -> a few words on what it reached, for the legend.
+        told: attack -> a few words on what it reached, for the panel's title; a comma becomes a line break.
 
     Raises:
         ValueError: shapes that differ.
@@ -101,47 +103,55 @@ def code_moves(
             raise ValueError(f"moved[{k!r}] has shape {v.shape} and clean {a.shape}, expected the same (N, 2)")
     length = {k: float(np.linalg.norm(v - a, axis=1).mean()) for k, v in ends.items()}
     fig = new_figure(
-        f"Codes of {len(a)} images in a plane, and where each attack moves them, as lines. Mean length: "
-        + ", ".join(f"{k} {length[k]:.2g}" for k in ends)
-        + ".",
+        f"Codes of {len(a)} images in a plane, and where each attack moves them, as lines, in a panel for each attack. "
+        "Mean length: " + ", ".join(f"{k} {length[k]:.2g}" for k in ends) + ".",
         height=440,
+        cols=len(ends),
+        subplot_titles=[f"{k}<br>{told[k]}".replace(", ", "<br>") if told else k for k in ends],
+        horizontal_spacing=0.1 / len(ends),
     )
     look, circle = styles(ends), np.linspace(0, 2 * np.pi, 25)
     gap = np.full((len(a), 1), np.nan)
-    if spread is not None:
-        s = array(spread, "spread")
-        x, y = (np.hstack([a[:, k : k + 1] + s[:, k : k + 1] * turn(circle)[None], gap]).ravel()
-                for k, turn in ((0, np.cos), (1, np.sin)))  # fmt: skip
-        line = {"color": GREY, "width": 1}
+    for col, (k, v) in enumerate(ends.items(), 1):
+        where, first = {"row": 1, "col": col}, col == 1
+        if spread is not None:
+            s = array(spread, "spread")
+            x, y = (np.hstack([a[:, i : i + 1] + s[:, i : i + 1] * turn(circle)[None], gap]).ravel()
+                    for i, turn in ((0, np.cos), (1, np.sin)))  # fmt: skip
+            line, name = {"color": GREY, "width": 1}, "one standard deviation"
+            fig.add_scatter(x=rounded(x), y=rounded(y), mode="lines", line=line, name=name, legendgroup=name,
+                            showlegend=first, hoverinfo="skip", **where)  # fmt: skip
         fig.add_scatter(
-            x=rounded(x), y=rounded(y), mode="lines", line=line, name="one standard deviation", hoverinfo="skip"
-        )
-    fig.add_scatter(
-        x=rounded(a[:, 0]), y=rounded(a[:, 1]), mode="markers", name="clean", text=list(names),
-        marker={"color": GREY, "size": 7, "symbol": "circle-open"}, hovertemplate="%{text}<extra>clean</extra>",
-    )  # fmt: skip
-    frames = {}
-    for k, v in ends.items():
+            x=rounded(a[:, 0]), y=rounded(a[:, 1]), mode="markers", name="clean", text=list(names), legendgroup="clean",
+            marker={"color": GREY, "size": 7, "symbol": "circle-open"}, hovertemplate="%{text}<extra>clean</extra>",
+            showlegend=first, **where,
+        )  # fmt: skip
         x, y = (np.hstack([a[:, i : i + 1], v[:, i : i + 1], gap]).ravel() for i in (0, 1))
         color, _, symbol = look[k]
-        frames[k] = [
+        fig.add_trace(
             go.Scatter(
                 x=rounded(x),
                 y=rounded(y),
                 mode="lines+markers",
                 line={"color": color, "width": 2},
                 marker={"color": color, "size": [0, 8, 0] * len(a), "symbol": symbol},
-                name=f"{k}: {told[k]}" if told else k,
+                name=f"attacked, {k}",
                 hoverinfo="skip",
-            )
-        ]
-    fig.add_trace(go.Scatter(x=[None], y=[None], mode="lines+markers"))
-    add_slider(fig, frames, [len(fig.data) - 1], "attack: ")
+            ),
+            **where,
+        )
     everything = np.concatenate([a, *ends.values()])
     low, high = everything.min(0), everything.max(0)
-    pad = 0.08 * (high - low) + 1e-9
+    pad = 0.08 * (high - low) + (1e-9 if spread is None else 1.0)
     fig.update_xaxes(title_text="first direction", range=rounded([low[0] - pad[0], high[0] + pad[0]]))
-    fig.update_yaxes(title_text="second direction", range=rounded([low[1] - pad[1], high[1] + pad[1]]))
+    fig.update_yaxes(range=rounded([low[1] - pad[1], high[1] + pad[1]]))
+    fig.update_yaxes(title_text="second direction", col=1)
+    for col in range(1, len(ends) + 1):
+        across = fig.get_subplot(1, col).xaxis.plotly_name.replace("axis", "")
+        fig.update_yaxes(scaleanchor=across, constrain="domain", constraintoward="top", row=1, col=col)
+    fig.update_xaxes(constrain="domain")
+    fig.update_annotations(font_size=13)
+    fig.update_layout(margin_t=75)
     return fig
 
 

@@ -47,7 +47,7 @@ def curves_slider(
         log_x: logarithmic horizontal axis.
 
     Raises:
-        ValueError: positions with other curves, or a curve with as many values as it has no places for.
+        ValueError: two positions have different curves, or a curve has more or fewer values than places.
     """
     import plotly.graph_objects as go
 
@@ -83,28 +83,28 @@ def curves_slider(
 
 
 def ensemble_against_part(points: Mapping[str, Sequence[tuple[str, float, float]]], *, part: str, whole: str) -> Figure:
-    """Accuracy under an ensemble of attacks against accuracy under one of them; above the diagonal cannot be.
+    """Accuracy under an ensemble of attacks against accuracy under one of them, which it cannot exceed.
 
     Args:
         points: group -> (name, accuracy under the part in %, accuracy under the ensemble in %).
         part, whole: names of the two.
 
     Raises:
-        ValueError: no points.
+        ValueError: ``points`` holds no point.
     """
     import plotly.graph_objects as go
 
     look = styles(need("points", points))
     every = [(group, *p) for group, ps in points.items() for p in ps]
     if not every:
-        raise ValueError("points holds none, expected at least one")
+        raise ValueError("points holds no point, expected at least one")
     above = [p for p in every if p[3] > p[2]]
     worst = max(every, key=lambda p: p[3] - p[2])
     fig = new_figure(
         f"Accuracy under {whole} against accuracy under {part}: {len(above)} of {len(every)} points lie above the "
-        f"diagonal, where no ensemble that holds {part} can be. The farthest, {worst[0]}, {worst[1]}: {worst[2]:.1f} % "
-        f"under {part} and {worst[3]:.1f} % under {whole}.",
-        height=470,
+        f"diagonal, where an ensemble that contains {part} cannot lie. The farthest, {worst[0]}, {worst[1]}: "
+        f"{worst[2]:.1f} % under {part} and {worst[3]:.1f} % under {whole}.",
+        height=560,
     )
     area = {"x": [0, 100, 0], "y": [0, 100, 100], "fill": "toself", "fillcolor": "rgba(213,94,0,0.12)"}
     fig.add_trace(go.Scatter(**area, mode="lines", line={"width": 0}, name="weaker than its part", hoverinfo="skip"))
@@ -124,20 +124,20 @@ def ensemble_against_part(points: Mapping[str, Sequence[tuple[str, float, float]
     fig.add_trace(
         go.Scatter(x=[0, 100], y=[0, 100], mode="lines", line={"color": GREY, "dash": "dash"}, showlegend=False)
     )
-    fig.update_xaxes(title_text=f"accuracy under {part} (%)", range=[-2, 102])
-    fig.update_yaxes(title_text=f"accuracy under {whole} (%)", range=[-2, 102])
+    fig.update_xaxes(title_text=f"accuracy under {part} (%)", range=[-2, 102], constrain="domain")
+    fig.update_yaxes(title_text=f"accuracy under {whole} (%)", range=[-2, 102], constrain="domain", scaleanchor="x")
     return fig
 
 
 def implied_sizes(found: Mapping[str, tuple[float, float, float]], sizes: Mapping[str, Mapping[str, int]]) -> Figure:
-    """How many images each data set's intervals imply, beside the sizes of its splits, on a logarithmic axis.
+    """The number of images that a data set's intervals imply, beside the sizes of its splits, on a logarithmic axis.
 
     Args:
         found: data set -> (lowest, middle, highest) number of images that its intervals imply.
         sizes: data set -> split -> number of images.
 
     Raises:
-        ValueError: a data set whose splits are not given.
+        ValueError: ``sizes`` lacks the splits of a data set in ``found``.
     """
     import plotly.graph_objects as go
 
@@ -151,7 +151,8 @@ def implied_sizes(found: Mapping[str, tuple[float, float, float]], sizes: Mappin
         for name, m in zip(names, middle, strict=True)
     )
     fig = new_figure(
-        f"Number of images that the printed intervals imply, and the splits' own. {told}.", height=150 + 55 * len(names)
+        f"The number of images that the printed intervals imply, and the sizes of the splits. {told}.",
+        height=150 + 55 * len(names),
     )
     look = styles(splits)
     for split in splits:

@@ -28,7 +28,7 @@ from robrep.book.figures.base import (
     styles,
 )
 from robrep.book.worst_case_mi import LinearVulnerability, entropy_drop, fano_accuracy, linear_vulnerability
-from robrep.checks import one_of, positive_int
+from robrep.checks import positive_int
 from robrep.information import donsker_varadhan
 
 if TYPE_CHECKING:
@@ -38,51 +38,49 @@ if TYPE_CHECKING:
 def estimates_against_truth(
     settings: Mapping[Any, Mapping[str, Mapping[str, Sequence[Number]]]], *, setting: str = "dimension"
 ) -> Figure:
-    """Estimated mutual information against the true one, one line for each estimator; a slider moves ``setting``.
+    """By how much estimates of mutual information miss the truth, one panel for each value of ``setting``.
 
     Args:
-        settings: slider position -> estimator -> {"x": truths, "y": estimates, "low", "high": their range}, in nats.
-        setting: what the slider moves.
+        settings: value -> estimator -> {"x": truths, "y": estimates, "low", "high": their range}, in nats.
+        setting: what differs from panel to panel.
 
     Raises:
-        ValueError: no position, or positions with different estimators.
+        ValueError: no panel, or panels with different estimators.
     """
     import plotly.graph_objects as go
 
     keys = list(need("settings", settings))
     names = list(settings[keys[0]])
-    look, told, frames = styles(names), [], {}
-    top = max(float(np.max(array(c["high"], "high"))) for curves in settings.values() for c in curves.values())
-    truths = array(settings[keys[0]][names[0]]["x"], "x")
-    for key in keys:
+    look, told = styles(names), []
+    titles = [f"{setting} {key}" for key in keys]
+    fig = new_figure("", height=400, cols=len(keys), subplot_titles=titles, shared_yaxes=True)
+    for column, key in enumerate(keys, 1):
         if list(settings[key]) != names:
             raise ValueError(f"at {setting} {key} the estimators are {list(settings[key])}, expected {names}")
-        drawn = []
         for name, c in settings[key].items():
-            x, y = array(c["x"], "x"), array(c["y"], "y")
+            x, y, low, high = (array(c[part], part) for part in ("x", "y", "low", "high"))
             color, dash, symbol = look[name]
-            drawn.append(
+            fig.add_trace(
                 go.Scatter(
                     x=rounded(x),
-                    y=rounded(y),
-                    error_y=error_bars(y, array(c["low"], "low"), array(c["high"], "high")),
+                    y=rounded(y - x),
+                    error_y=error_bars(y, low, high),
+                    customdata=rounded(y),
                     name=name,
+                    legendgroup=name,
+                    showlegend=column == 1,
                     mode="lines+markers",
                     line={"color": color, "dash": dash},
                     marker={"symbol": symbol, "size": 8, "color": color},
-                    hovertemplate=f"{name}<br>true %{{x}} nats<br>estimated %{{y:.3f}}<extra></extra>",
-                )
+                    hovertemplate=f"{name}<br>true %{{x}} nats<br>estimated %{{customdata:.3f}}<extra></extra>",
+                ),
+                row=1,
+                col=column,
             )
-            if key in (keys[0], keys[-1]):
-                told.append(f"{setting} {key}, {name}: {y[0]:.2f} at {x[0]:g}, {y[-1]:.2f} at {x[-1]:g}")
-        frames[str(key)] = drawn
-    fig = new_figure(f"Estimated against true mutual information in nats. {'; '.join(told)}.", height=520)
-    fig.add_traces(frames[str(keys[0])])
-    line = [0.0, float(truths.max())]
-    fig.add_trace(go.Scatter(x=line, y=line, mode="lines", name="truth", line={"color": GREY, "width": 1}))
-    fig.update_xaxes(title_text="true information (nats)", range=rounded([0, truths.max() * 1.05]))
-    fig.update_yaxes(title_text="estimate (nats)", range=rounded([-0.1, max(top, truths.max()) * 1.05]))
-    add_slider(fig, frames, range(len(names)), f"{setting} ")
+            told.append(f"{setting} {key}, {name}: {y[0]:.2f} at {x[0]:g}, {y[-1]:.2f} at {x[-1]:g}")
+        fig.update_xaxes(title_text="true MI (nats)", rangemode="tozero", row=1, col=column)
+    fig.layout.meta = {"alt": f"Estimated mutual information at the true one, in nats. {'; '.join(told)}."}
+    fig.update_yaxes(title_text="estimate minus truth (nats)", row=1, col=1)
     return fig
 
 
@@ -115,80 +113,65 @@ def released_slip(scores: Tensor, shifts: Sequence[float], truth: float) -> Figu
         )
     fig.update_xaxes(title_text="constant added to all scores")
     fig.update_yaxes(title_text="estimate (nats)")
-    reference_line(fig, y=truth, text="truth")
+    reference_line(fig, y=truth, text="true information", annotation_position="bottom right")
     return fig
 
 
 def linear_vulnerability_slider(
-    *,
-    angles: Sequence[float],
-    radii: Sequence[float],
-    slider: str = "angle",
-    distance: float = 1.5,
-    p: float = math.inf,
+    *, angles: Sequence[float], radii: Sequence[float], start: int = 0, distance: float = 1.5, p: float = math.inf
 ) -> Figure:
-    """Theorem 3.2 in the plane: RV of sgn(w.x) and its bounds, with angle and radius on the axis and on the slider.
+    """Theorem 3.2 in the plane: RV of sgn(w.x) and its bounds against the radius; a slider turns w.
 
     Args:
-        angles: degrees between w and theta, which lies on the first axis.
-        radii: of the adversary.
-        slider: what the slider moves, "angle" or "radius"; the other is the horizontal axis.
+        angles: degrees between w and theta, which lies on the first axis: the positions of the slider.
+        radii: of the adversary, the horizontal axis.
+        start: number of the angle that is shown first.
         distance: length of theta; the covariance is the identity.
         p: the norm of the ball.
-
-    Raises:
-        ValueError: ``slider`` is neither.
     """
     import plotly.graph_objects as go
 
     theta, covariance = torch.tensor([distance, 0.0]), torch.eye(2)
-    turning = one_of("slider", slider, ("angle", "radius")) == "angle"
-    along, steps = (radii, angles) if turning else (angles, radii)
-    axis, label = ("radius ε of the adversary", "radius %{x}") if turning else ("angle of w to θ, degrees", "%{x}°")
-
-    def at(angle: float, eps: float) -> LinearVulnerability:
-        w = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
-        return linear_vulnerability(w, theta, covariance, eps, p)
-
     lines = {
         "F(min(AG, ½)), upper bound": (VERMILION, "dash", "high"),
         "RV, exact": (BLUE, "solid", "value"),
         "F(AG/2), lower bound": (GREEN, "dot", "low"),
     }
     frames, told = {}, []
-    for step in steps:
-        cases = [at(step, each) if turning else at(each, step) for each in along]
-        position = f"{step:g}°" if turning else f"{step:g}"
-        frames[position] = [
+    for angle in angles:
+        w = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
+        cases = [linear_vulnerability(w, theta, covariance, eps, p) for eps in radii]
+        frames[f"{angle:g}°"] = [
             go.Scatter(
-                x=rounded(list(along)),
+                x=rounded(list(radii)),
                 y=rounded([getattr(c, key) for c in cases]),
                 name=name,
                 mode="lines",
                 line={"color": color, "dash": dash, "width": 3 if key == "value" else 2},
                 customdata=rounded([[c.gap, c.risk] for c in cases]),
-                hovertemplate=label + "<br>%{y:.4f} nats<br>gap %{customdata[0]:.3f}, risk %{customdata[1]:.3f}"
+                hovertemplate="radius %{x}<br>%{y:.4f} nats<br>gap %{customdata[0]:.3f}, risk %{customdata[1]:.3f}"
                 f"<extra>{name}</extra>",
             )
             for name, (color, dash, key) in lines.items()
         ]
-        if step in (steps[0], steps[-1]):
-            middle, where = cases[len(cases) // 2], along[len(cases) // 2]
-            place = f"{position} and radius {where:.2g}" if turning else f"radius {position} and {where:.2g}°"
-            told.append(f"at {place}: {middle.low:.3f} to {middle.value:.3f} to {middle.high:.3f}")
+        if angle in (angles[0], angles[-1]):
+            middle, where = cases[len(cases) // 2], radii[len(cases) // 2]
+            values = f"{middle.low:.3f} to {middle.value:.3f} to {middle.high:.3f}"
+            told.append(f"at {angle:g}° and radius {where:.2g}: {values}")
     fig = new_figure(
-        f"Exact vulnerability between its bounds, in nats, against the {axis}: {'; '.join(told)}.", height=500
+        f"Exact vulnerability between its bounds, in nats, against the radius of the adversary: {'; '.join(told)}.",
+        height=500,
     )
     fig.add_traces(next(iter(frames.values())))
-    fig.update_xaxes(title_text=axis, range=rounded([0, max(along)]))
-    fig.update_yaxes(title_text="nats", range=[-0.02, math.log(2) * 1.08])
-    reference_line(fig, y=math.log(2), text="ln 2: all that one bit holds")
-    add_slider(fig, frames, range(3), "angle of w to θ: " if turning else "radius ε = ")
+    fig.update_xaxes(title_text="radius ε of the adversary", range=rounded([0, max(radii)]))
+    fig.update_yaxes(title_text="nats", range=[-0.02, math.log(2) * 1.12])
+    reference_line(fig, y=math.log(2), text="ln 2: all that one bit contains")
+    add_slider(fig, frames, range(3), "angle between w and θ: ", start)
     return fig
 
 
 def bounds_of_cases(cases: Sequence[LinearVulnerability], sampled: Sequence[float]) -> Figure:
-    """Random cases of theorem 3.2, ordered by the gap: the interval of the corrected bounds and RV inside it.
+    """Random cases of theorem 3.2: RV against the adversarial gap, between the two bounds as curves.
 
     Args:
         cases: exact results.
@@ -196,49 +179,43 @@ def bounds_of_cases(cases: Sequence[LinearVulnerability], sampled: Sequence[floa
     """
     import plotly.graph_objects as go
 
-    order = sorted(range(len(cases)), key=lambda i: cases[i].gap)
-    low, value, high = (np.array([getattr(cases[i], key) for i in order]) for key in ("low", "value", "high"))
-    n = list(range(1, len(cases) + 1))
-    inside = int(((low <= value) & (value <= high)).sum())
+    inside = sum(c.low <= c.value <= c.high for c in cases)
     fig = new_figure(
         f"{len(cases)} random cases: RV lies between F(AG/2) and F(AG) in {inside}; F(AG) is always the larger one.",
         height=420,
     )
-    middle = (low + high) / 2
-    fig.add_trace(
-        go.Scatter(
-            x=n,
-            y=rounded(middle),
-            error_y=error_bars(middle, low, high),
-            mode="markers",
-            marker={"size": 1, "color": GREY},
-            name="from F(AG/2) to F(min(AG, ½))",
-            hoverinfo="skip",
-        )
-    )
-    for name, y, symbol, color in (
-        ("RV, exact", value, "circle", BLUE),
-        ("RV, sampled", np.array([sampled[i] for i in order]), "x", VERMILION),
-        ("F(AG), the printed lower bound", high, "triangle-down", GREEN),
+    gaps = torch.linspace(0, 1.05 * max(c.gap for c in cases), 80, dtype=torch.float64)
+    for name, at, color, dash in (
+        ("F(AG), upper bound, printed as the lower", gaps.clamp(max=0.5), VERMILION, "dash"),
+        ("F(AG/2), lower bound, printed as the upper", gaps / 2, GREEN, "dot"),
     ):
-        fig.add_trace(
-            go.Scatter(
-                x=n, y=rounded(y), mode="markers", name=name, marker={"symbol": symbol, "size": 8, "color": color}
-            )
-        )
-    fig.update_xaxes(title_text="case, ordered by adversarial gap")
+        line = {"color": color, "dash": dash}
+        fig.add_trace(go.Scatter(x=rounded(gaps), y=rounded(entropy_drop(at)), mode="lines", name=name, line=line))
+    for name, y, marker in (
+        ("RV, exact", [c.value for c in cases], {"symbol": "circle-open", "size": 10, "color": BLUE}),
+        (
+            "RV, sampled",
+            list(sampled),
+            {"symbol": "x-thin", "size": 6, "color": GREY, "line": {"width": 2, "color": GREY}},
+        ),
+    ):
+        x = [c.gap for c in cases]
+        fig.add_trace(go.Scatter(x=rounded(x), y=rounded(y), mode="markers", name=name, marker=marker))
+    fig.update_xaxes(title_text="adversarial gap AG", rangemode="tozero")
     fig.update_yaxes(title_text="nats")
     return fig
 
 
 def vulnerability_against_gap(
-    groups: Mapping[str, Sequence[Mapping[str, Any]]], *, toy: bool = False, x_title: str = "estimated RV (nats)"
+    groups: Mapping[str, Sequence[Mapping[str, Any]]], *, x_title: str = "estimated RV (nats)"
 ) -> Figure:
     """Adversarial gap against estimated vulnerability, one point for each model (figure 1 of Zhu et al. 2020).
 
+    The models of one group are joined in the order of their gaps.
+
     Args:
-        groups: kind of model -> its models, each {"name", "vulnerability" (nats), "gap" (a fraction)}.
-        toy: draw the band of theorem 3.2 as well.
+        groups: name -> its models, each {"name", "vulnerability" (nats), "gap" (a fraction)}, and "label" if a text
+            stands beside the point.
         x_title: title of the x axis.
     """
     import plotly.graph_objects as go
@@ -246,23 +223,24 @@ def vulnerability_against_gap(
     look, told = styles(need("groups", groups)), []
     fig = new_figure("", height=430)
     for name, models in groups.items():
-        color, _, symbol = look[name]
+        color, dash, symbol = look[name]
+        models = sorted(models, key=lambda m: m["gap"])
         x, y = ([float(m[key]) for m in models] for key in ("vulnerability", "gap"))
         fig.add_trace(
             go.Scatter(
                 x=rounded(x),
                 y=rounded([100 * v for v in y]),
-                text=[m["name"] for m in models],
-                mode="markers",
+                text=[m.get("label", "") for m in models],
+                textposition="middle right",
+                hovertext=[m["name"] for m in models],
+                mode="lines+markers+text",
                 name=name,
+                line={"color": color, "dash": dash, "width": 1},
                 marker={"symbol": symbol, "size": 10, "color": color},
-                hovertemplate="%{text}<br>RV %{x:.2f} nats<br>gap %{y:.1f} points<extra></extra>",
+                hovertemplate="%{hovertext}<br>RV %{x:.2f} nats<br>gap %{y:.1f} points<extra></extra>",
             )
         )
         told.append(f"{name}: RV {min(x):.2f} to {max(x):.2f}, gap {100 * min(y):.0f} to {100 * max(y):.0f} points")
-    if toy:
-        t = np.linspace(0, 0.5, 40)
-        fig.add_trace(go.Scatter(x=rounded(entropy_drop(torch.tensor(t))), y=rounded(100 * t), mode="lines", name="F"))
     fig.layout.meta = {"alt": f"Adversarial gap against estimated vulnerability. {'; '.join(told)}."}
     fig.update_xaxes(title_text=x_title)
     fig.update_yaxes(title_text="adversarial gap (points)", range=[-3, 103])
@@ -323,42 +301,44 @@ def information_pairs(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, clas
     return fig
 
 
-def feature_histograms(models: Mapping[str, Mapping[str, Sequence[float]]], *, bins: int = 12) -> Figure:
-    """How information and vulnerability are spread over single units (figure 3 of Zhu et al. 2020).
+def unit_vulnerability(models: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """What an adversary leaves of the information in single units, one panel for each network.
 
     Args:
-        models: model -> quantity (such as "information" or "vulnerability") -> one value for each unit, in nats.
-        bins: number of bars.
+        models: network -> its units, each {"normal", "worst"} in nats.
     """
     import plotly.graph_objects as go
 
-    quantities = list(next(iter(need("models", models).values())))
-    look, told = styles(models), []
-    fig = new_figure("", height=400, rows=1, cols=len(quantities), subplot_titles=quantities, shared_yaxes=True)
-    for column, quantity in enumerate(quantities, 1):
-        every = np.concatenate([array(m[quantity], quantity) for m in models.values()])
-        edges = np.linspace(every.min(), every.max() + 1e-9, positive_int("bins", bins) + 1)
-        for name, m in models.items():
-            values = array(m[quantity], quantity)
-            counts, _ = np.histogram(values, edges)
+    look, told = styles(need("models", models)), []
+    fig = new_figure("", height=360, cols=len(models), subplot_titles=list(models), shared_yaxes=True)
+    ends = [u[key] for units in models.values() for u in units for key in ("normal", "worst")]
+    margin = 0.08 * (max(ends) - min(ends))
+    span = rounded([min(ends) - margin, max(ends) + margin])
+    for column, (name, units) in enumerate(models.items(), 1):
+        color, _, symbol = look[name]
+        units = sorted(units, key=lambda u: u["normal"])
+        for rank, unit in enumerate(units, 1):
             fig.add_trace(
-                go.Bar(
-                    x=rounded((edges[:-1] + edges[1:]) / 2),
-                    y=counts.tolist(),
+                go.Scatter(
+                    x=rounded([unit["worst"], unit["normal"]]),
+                    y=[rank, rank],
+                    text=["worst case", "normal"],
+                    mode="lines+markers",
                     name=name,
-                    legendgroup=name,
-                    showlegend=column == 1,
-                    marker={"color": look[name].color, "pattern": {"shape": "/" if look[name].dash != "solid" else ""}},
-                    hovertemplate=f"{name}<br>%{{x:.2f}} nats: %{{y}} units<extra></extra>",
+                    showlegend=False,
+                    line={"color": color, "width": 2},
+                    marker={"symbol": [symbol, f"{symbol}-open"], "size": 9, "color": color},
+                    hovertemplate="%{text}: %{x:.2f} nats<extra></extra>",
                 ),
                 row=1,
                 col=column,
             )
-            told.append(f"{quantity}, {name}: mean {values.mean():.2f}, from {values.min():.2f} to {values.max():.2f}")
-        fig.update_xaxes(title_text="nats", type="linear", nticks=6, tickformat=".2~f", row=1, col=column)
-    fig.update_yaxes(title_text="units", row=1, col=1)
-    fig.update_yaxes(dtick=max(1, round(max(max(bars.y) for bars in fig.data) / 5)))  # units come whole
-    fig.update_layout(barmode="group", meta={"alt": f"Histograms over single units, in nats. {'; '.join(told)}."})
+        normal, worst = (sum(u[key] for u in units) for key in ("normal", "worst"))
+        told.append(f"{name}: {worst:.2f} of {normal:.2f} nats left in {len(units)} units together")
+        fig.update_xaxes(title_text="nats", range=span, row=1, col=column)
+    fig.layout.meta = {"alt": f"Information of single units, normal and in the worst case. {'; '.join(told)}."}
+    fig.update_yaxes(dtick=1)
+    fig.update_yaxes(title_text="unit, by information", row=1, col=1)
     return fig
 
 
@@ -366,7 +346,8 @@ def weak_beside_strong(models: Mapping[str, Mapping[str, Number]]) -> Figure:
     """Accuracy of each model on clean images and under attacks of growing strength, as bars with their intervals.
 
     Args:
-        models: model -> name of the attack ("clean" for none) -> accuracy in [0, 1] (a number, a Rate, or seeds).
+        models: model -> name of the attack ("clean" for none) -> accuracy in [0, 1] (a number, a Rate, or seeds). A
+            comma in the name of a model becomes a line break.
     """
     import plotly.graph_objects as go
 
@@ -381,9 +362,9 @@ def weak_beside_strong(models: Mapping[str, Mapping[str, Number]]) -> Figure:
         value, low, high = (100 * a for a in intervals([rates[attack] for rates in models.values()], attack))
         fig.add_trace(
             go.Bar(
-                x=list(models),
+                x=[name.replace(", ", "<br>") for name in models],
                 y=rounded(value),
-                error_y=error_bars(value, low, high),
+                error_y=error_bars(value, low, high) | {"color": GREY},
                 name=attack,
                 marker={"color": look[attack].color},
                 hovertemplate=f"%{{x}}<br>{attack}: %{{y:.1f}} %<extra></extra>",

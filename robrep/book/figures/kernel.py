@@ -1,4 +1,4 @@
-"""What needs a running kernel: widgets, made only where somebody sees them."""
+"""What needs a running kernel: widgets, made only in an open notebook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robrep.progress import watched
 
 
 def live() -> bool:
-    """Whether this code runs in a notebook that somebody sees, in Jupyter, VS Code or Colab, and in no batch run.
+    """Whether this code runs in an open notebook (Jupyter, VS Code or Colab) and not in a batch run.
 
     Papermill, nbmake and nbconvert run notebooks without a front end; a widget made there can hang the run.
     """

@@ -1,4 +1,4 @@
-"""Representations: draws of z in the plane, and what measures of distance say about two Gaussians."""
+"""Representations: samples of z in the plane, and what measures of distance say about two Gaussians."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from robrep.book.figures.base import (
     DASHES,
     GREY,
     PALETTE,
+    SKY,
     SYMBOLS,
     VERMILION,
     add_slider,
@@ -35,8 +36,8 @@ def umap_embed(z: Any, seed: int = 0, n_neighbors: int = 15) -> np.ndarray:
     """UMAP coordinates in the plane. The first call in a kernel compiles for 5 to 10 s.
 
     Args:
-        z: points, shape (..., D): for 20 draws of each of 10 images (10, 20, D). All are embedded together; what is to
-            be compared in one picture (clean and adversarial draws, say) must be embedded in one call.
+        z: points, shape (..., D): for 20 samples of each of 10 images (10, 20, D). All are embedded together; what is
+            to be compared in one picture (clean and adversarial samples, say) must be embedded in one call.
         seed: random state; one thread is used, so that a seed gives the same picture again on the same machine.
         n_neighbors: neighbours of each point, cut to the number of points less one.
 
@@ -87,15 +88,17 @@ def latent_clouds(
     start: int = -1,
     axis: str = "UMAP",
 ) -> Figure:
-    """Draws of z for several images, clean beside adversarial (Nguyen et al. 2022, Figure 2).
+    """Samples of z for several images, clean beside adversarial (Nguyen et al. 2022, Figure 2).
+
+    The label of each image stands beside its cloud, in both panels, and both axes have the same unit.
 
     Args:
-        clean: coordinates in the plane, shape (images, draws, 2), from ``umap_embed`` or of a 2-D latent space.
+        clean: coordinates in the plane, shape (images, samples, 2), from ``umap_embed`` or of a 2-D latent space.
         adversarial: the same for the attacked images, or a mapping slider position -> coordinates (a larger and larger
             radius, say). All must come from one embedding.
-        labels: one name for each image, for example its class; colour and marker go with the image.
+        labels: one short name for each image, for example its class; colour and marker go with the image.
         names: titles of the two panels.
-        connect: draw a line from where each image's clean draws were (their mean) to where its attacked draws are.
+        connect: draw a line from the mean of each image's clean samples to that of its attacked ones.
         setting: what the slider moves.
         start: slider position shown first.
         axis: name of the axes.
@@ -113,40 +116,44 @@ def latent_clouds(
                          "expected images x draws x 2 for all")  # fmt: skip
     if len(labels) != len(still):
         raise ValueError(f"labels has {len(labels)} names, expected {len(still)}, one for each image")
-    centre = still.mean(1)
+    centre, colors = still.mean(1), [color for color in PALETTE if color != SKY]  # which is too close to the blue
     spread = float(np.sqrt(((still - centre[:, None]) ** 2).sum(-1).mean()))
     moved = {key: np.linalg.norm(a.mean(1) - centre, axis=-1) for key, a in panels.items()}
 
     def shape(i: int) -> str:  # filled in the palette's first round, open in the second
-        return SYMBOLS[i % len(SYMBOLS)] + ("-open" if i // len(PALETTE) % 2 else "")
+        return SYMBOLS[i % len(SYMBOLS)] + ("-open" if i // len(colors) % 2 else "")
 
-    def cloud(points: np.ndarray, i: int, x: str, legend: bool) -> Any:
+    def cloud(points: np.ndarray, i: int, x: str) -> Any:
         return go.Scatter(
             x=rounded(points[i, :, 0]),
             y=rounded(points[i, :, 1]),
             name=str(labels[i]),
-            legendgroup=f"{i}",
-            showlegend=legend,
+            showlegend=False,
             mode="markers",
-            marker={"color": PALETTE[i % len(PALETTE)], "symbol": shape(i), "size": 6, "opacity": 0.75},
+            marker={"color": colors[i % len(colors)], "symbol": shape(i), "size": 7, "opacity": 0.75},
             hovertemplate=f"{labels[i]}<extra></extra>",
             xaxis=x,
             yaxis="y" if x == "x" else "y2",
         )
 
-    def path(a: np.ndarray) -> Any:
-        ends = np.stack([centre, a.mean(1), np.full_like(centre, np.nan)], 1).reshape(-1, 2)
-        xy = (rounded(ends[:, 0]), rounded(ends[:, 1])) if connect else ([], [])
-        return go.Scatter(
-            x=xy[0], y=xy[1], mode="lines", line={"color": GREY, "width": 1.5}, hoverinfo="skip", showlegend=False,
-            xaxis="x2", yaxis="y2",
-        )  # fmt: skip
+    def named(a: np.ndarray, x: str) -> list:
+        """A line to each image's samples from where the clean ones were, and its label."""
+        on = {"hoverinfo": "skip", "showlegend": False, "xaxis": x, "yaxis": "y" if x == "x" else "y2"}
+        way = np.stack([centre, a.mean(1), np.full_like(centre, np.nan)], 1).reshape(-1, 2)
+        xy = (rounded(way[:, 0]), rounded(way[:, 1])) if connect else ([], [])
+        words = [f"<b>{label}</b>" for label in labels]
+        line, place = {"color": GREY, "width": 1.5}, {"x": rounded(a.mean(1)[:, 0]), "y": rounded(a.mean(1)[:, 1])}
+        return [
+            go.Scatter(x=xy[0], y=xy[1], mode="lines", line=line, **on),
+            go.Scatter(**place, text=words, textposition="top right", textfont={"size": 14}, mode="text",
+                       cliponaxis=False, **on),
+        ]  # fmt: skip
 
     ends = dict.fromkeys([next(iter(panels)), list(panels)[-1]])
     told = "; ".join(f"{k}: {moved[k].mean():.2g} on average (at most {moved[k].max():.2g})" for k in ends)
     alt = (
-        f"{still.shape[1]} draws of z for each of {len(still)} images ({', '.join(map(str, labels))}) in the plane, "
-        f"{names[0]} on the left, {names[1]} on the right, one colour and marker for each image. Draws of a clean "
+        f"{still.shape[1]} samples of z for each of {len(still)} images ({', '.join(map(str, labels))}) in the plane, "
+        f"{names[0]} on the left, {names[1]} on the right, one colour and marker for each image. Samples of a clean "
         f"image spread by {spread:.2g} about their mean; under attack the means move by - {told}."
     )
     fig = new_figure(alt, height=540 if moving else 460, cols=2, shared_xaxes="all", shared_yaxes="all",
@@ -154,18 +161,17 @@ def latent_clouds(
     keys = list(panels)
     first = panels[keys[start % len(keys)]]
     n = len(still)
-    fig.add_traces([cloud(still, i, "x", True) for i in range(n)])
-    fig.add_traces([*(cloud(first, i, "x2", False) for i in range(n)), path(first)])
+    fig.add_traces([cloud(still, i, "x") for i in range(n)])
+    fig.add_traces([*(cloud(first, i, "x2") for i in range(n)), *named(first, "x2"), *named(still, "x")])
     everything = np.concatenate([still.reshape(-1, 2), *(a.reshape(-1, 2) for a in panels.values())])
     low, high = np.nanmin(everything, 0), np.nanmax(everything, 0)
-    pad = 0.06 * np.maximum(high - low, 1e-6)
+    pad = 0.1 * np.maximum(high - low, 1e-6)  # room for the labels
     fig.update_xaxes(title_text=f"{axis} 1", range=rounded([(low - pad)[0], (high + pad)[0]]), showticklabels=False)
     fig.update_yaxes(range=rounded([(low - pad)[1], (high + pad)[1]]), showticklabels=False)
-    fig.update_yaxes(title_text=f"{axis} 2", col=1)
+    fig.update_yaxes(title_text=f"{axis} 2", scaleanchor="x", col=1)
     if moving:
-        frames = {str(k): [*(cloud(a, i, "x2", False) for i in range(n)), path(a)] for k, a in panels.items()}
-        add_slider(fig, frames, range(n, 2 * n + 1), f"{setting} = ", start % len(keys))
-        fig.update_layout(legend={"y": 1.08})
+        frames = {str(k): [*(cloud(a, i, "x2") for i in range(n)), *named(a, "x2")] for k, a in panels.items()}
+        add_slider(fig, frames, range(n, 2 * n + 2), f"{setting} = ", start % len(keys))
     return fig
 
 

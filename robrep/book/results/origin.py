@@ -121,10 +121,10 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit this robrep was run from, with ``+dirty`` if its code or a chapter differs from it.
 
-    For a robrep installed from a git address it is the commit that was installed; None where nobody knows.
+    For a robrep installed from a git address it is the commit that was installed; None where it is unknown.
     """
     root = _PACKAGE.parent
-    if (root / ".git").exists():  # asked here, lest the repository around a virtual environment be taken for ours
+    if (root / ".git").exists():  # a repository around a virtual environment is not ours
         head = _output("git", "-C", str(root), "rev-parse", "HEAD")
         changed = _output("git", "-C", str(root), "status", "--porcelain", "--", "robrep", ":(glob)book/*.ipynb")
         return head and head + ("+dirty" if changed else "")

@@ -1,4 +1,4 @@
-"""Published numbers, and the table that holds them against recorded ones."""
+"""Published numbers, and the table that compares them with recorded ones."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Ours:
 
 
 def ours(value: PublishedValue, *, folder: str | os.PathLike[str] | None = None) -> Ours | None:
-    """The recorded number that answers a published one, in percent; None if nobody has re-run it.
+    """The recorded number that answers a published one, in percent; None if it was not re-run.
 
     Runs at ``demo`` or ``smoke`` never answer a published number. With one seed the interval spans the test images;
     with several the value is their mean and the interval runs from the lowest to the highest seed.

@@ -340,7 +340,7 @@ def first_steps_table(chapter: str, names: Mapping[str, str], scale: str = "full
         scale: whose settings the steps were made with.
 
     Raises:
-        ValueError: nobody has recorded first steps of these rows.
+        ValueError: no record holds first steps of these rows.
     """
     numbers = ("a step, s", "all steps, h", "memory, GiB")
     begun = runs(chapter, row="first_steps", scale=scale)

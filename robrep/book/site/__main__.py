@@ -107,7 +107,7 @@ def finished(
                     raise problem
                 yield names[future], problem or future.result()
         except KeyboardInterrupt:
-            for worker in active_children():  # a terminal has told them, too; whoever stops one process has not
+            for worker in active_children():  # a terminal signals them too; a signal to one process does not
                 if worker.pid:
                     os.kill(worker.pid, signal.SIGINT)
             raise

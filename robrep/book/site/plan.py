@@ -41,7 +41,7 @@ class Planned:
         scale: the scale it runs at.
         key: hash of the chapter's code, the parameters and robrep; when it changes, the run is made again. Prose and
             figures' captions do not count.
-        minutes: what it is expected to cost; None if nobody knows.
+        minutes: what it is expected to cost; None if unknown.
         because: where ``minutes`` comes from.
     """
 
