@@ -258,7 +258,8 @@ def accuracy_against_calls(
         (f"At {setting} = {key}: " if setting else "") + in_words(positions[key], None)
         for key in dict.fromkeys([keys[0], keys[-1]])
     )
-    fig = new_figure(f"Accuracy under attack against {x_title}. {told}", height=500 if setting else 420)
+    shown = y_title.removesuffix(" (%)").capitalize()
+    fig = new_figure(f"{shown} against {x_title}. {told}", height=500 if setting else 420)
     frames = {str(key): curve_traces(positions[key], f"{x_title}:") for key in keys}
     fig.add_traces(curve_traces(positions[keys[start]], f"{x_title}:"))
     if log:
