@@ -60,7 +60,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("worst_case", lambda r, c: (r[:, -1].all(0) & c).double().mean().item(), "you kept the last restart"),
     ("worst_case", lambda r, c: (r.flatten(0, 1).any(0) & c).double().mean().item(), "use all()"),
     ("worst_case", lambda r, c: r.all(0), "return one number"),
-    ("radius", lambda k, n, s, a: s * norm.ppf(k / n), "the share itself is no bound"),
+    ("radius", lambda k, n, s, a: s * norm.ppf(k / n), "the share itself is not a bound"),
     ("radius", lambda k, n, s, a: radius(k, n, s, a / 2), "one-sided"),
     ("radius", lambda k, n, s, a: radius(k, n, 1.0, a), "multiply by sigma"),
     ("radius", lambda k, n, s, a: s * beta.ppf(a, k, n - k + 1), "quantile (norm.ppf) is missing"),

@@ -47,7 +47,7 @@ KEY_NUMBERS = {  # what the text alternative must say, worked out by hand from t
     "ascent_curves": "PGD from 0.1 to 0.4; APGD from 0.1 to 0.333, its step cut 1 times",
     "accuracy_against_calls": "PGD: 90.0 % at 1, 33.3 % at 20; Square: 100.0 % at 1",
     "accuracy_against_calls_slider": "At α / ε = 0.5: PGD: 70.0 % at 1, 20.0 % at 20",
-    "gradient_noise": "gradient of VAE 1 at S = 1, 0.333 at 10; VAE keeps 80.0 % with S = 1 and 75.0 % with 10",
+    "gradient_noise": "gradient of VAE 1 at S = 1, 0.333 at 10; VAE retains 80.0 % with S = 1 and 75.0 % with 10",
 }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def _check_worst_case(answer: Any) -> None:
         (number(right.all(1).double().mean(-1).min()), "this joins restarts but not attacks."),
         (number((right.all(1) & clean).double().mean(-1).min()), "this joins restarts but not attacks."),
         (number((right[:, -1].all(0) & clean).double().mean()), "you kept the last restart: every restart counts."),
-        (number(share.mean()), "an average over attacks is no worst case."),
+        (number(share.mean()), "an average over attacks is not a worst case."),
         (number((right.flatten(0, 1).any(0) & clean).double().mean()), "any() asks for one failed attack: use all()."),
         (number(robust.double().sum()), "return a share in [0, 1], not a count."),
         (number(1 - robust.double().mean()), "this is the share that was broken."),
@@ -115,7 +115,7 @@ def _check_radius(answer: Any) -> None:
         if truth == 0:
             text = "with a bound of at most 1/2 no class is certain to win: abstain, with radius 0."
         elif 0 < share < 1 and math.isclose(got, sigma * float(norm.ppf(share)), abs_tol=1e-6):
-            text = "the share itself is no bound: the next votes may turn out worse. Take a lower confidence bound."
+            text = "the share itself is not a bound: the next votes may turn out worse. Take a lower confidence bound."
         elif math.isclose(got, sigma * float(norm.ppf(bounded(k, n, alpha / 2))), abs_tol=1e-6):
             text = "a one-sided bound puts all of alpha on its side: do not halve it."
         elif math.isclose(got, float(norm.ppf(low)), abs_tol=1e-6):

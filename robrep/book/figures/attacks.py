@@ -85,7 +85,7 @@ def ball_picture(
         step_size: their length in the ball's norm.
 
     Raises:
-        ValueError: ``x`` is no pair in [0, 1].
+        ValueError: ``x`` is not two values in [0, 1].
     """
     import plotly.graph_objects as go
 
@@ -258,7 +258,8 @@ def accuracy_against_calls(
         (f"At {setting} = {key}: " if setting else "") + in_words(positions[key], None)
         for key in dict.fromkeys([keys[0], keys[-1]])
     )
-    fig = new_figure(f"Accuracy under attack against {x_title}. {told}", height=500 if setting else 420)
+    shown = y_title.removesuffix(" (%)").capitalize()
+    fig = new_figure(f"{shown} against {x_title}. {told}", height=500 if setting else 420)
     frames = {str(key): curve_traces(positions[key], f"{x_title}:") for key in keys}
     fig.add_traces(curve_traces(positions[keys[start]], f"{x_title}:"))
     if log:
@@ -322,7 +323,7 @@ def gradient_noise(
         if value.shape != n.shape:
             raise ValueError(f"rates of {attack!r} are {len(value)}, expected {len(n)}, one for each count")
         color, dash, symbol = look[attack]
-        told.append(f"{attack} keeps {value[0]:.1f} % with S = {n[0]:g} and {value[-1]:.1f} % with {n[-1]:g}")
+        told.append(f"{attack} retains {value[0]:.1f} % with S = {n[0]:g} and {value[-1]:.1f} % with {n[-1]:g}")
         fig.add_trace(
             go.Scatter(x=rounded(n), y=rounded(value), error_y=error_bars(value, low, high), name=attack,
                        mode="lines+markers", line={"color": color, "dash": dash}, legendgroup=attack,
