@@ -142,10 +142,10 @@ def latent_clouds(
         way = np.stack([centre, a.mean(1), np.full_like(centre, np.nan)], 1).reshape(-1, 2)
         xy = (rounded(way[:, 0]), rounded(way[:, 1])) if connect else ([], [])
         words = [f"<b>{label}</b>" for label in labels]
-        line, place = {"color": GREY, "width": 1.5}, {"x": rounded(a.mean(1)[:, 0]), "y": rounded(a.mean(1)[:, 1])}
+        line, place = {"color": GREY, "width": 1.5}, {"x": rounded(a.mean(1)[:, 0]), "y": rounded(a[..., 1].max(1))}
         return [
             go.Scatter(x=xy[0], y=xy[1], mode="lines", line=line, **on),
-            go.Scatter(**place, text=words, textposition="top right", textfont={"size": 14}, mode="text",
+            go.Scatter(**place, text=words, textposition="top center", textfont={"size": 14}, mode="text",
                        cliponaxis=False, **on),
         ]  # fmt: skip
 
