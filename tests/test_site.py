@@ -258,6 +258,19 @@ def test_solutions_left_out(book: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert download.read_bytes() == path.read_bytes()
 
 
+def test_a_chapter_that_has_not_run_still_has_numbered_figures(book: Path) -> None:
+    """Other pages refer to them, and a reference without a number would end the build."""
+    path = notebook(book / "book" / "one.ipynb", "1 + 1", "print(2)", "3")
+    nb = json.loads(path.read_text())
+    for cell in nb["cells"][2:4]:
+        cell["metadata"]["mystnb"] = {"figure": {"name": f"fig-{cell['source'][0]}", "caption": "**Two.**"}}
+    plain = json.dumps(nb)
+    outputs = [cell.get("outputs") for cell in json.loads(build.with_every_figure(plain))["cells"]]
+    assert [len(out) for out in outputs[2:]] == [1, 1, 0] and "has run" in json.dumps(outputs[2])
+    nb["cells"][2]["outputs"] = made = [{"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}}]
+    assert json.loads(build.with_every_figure(json.dumps(nb)))["cells"][2]["outputs"] == made, "what ran stays"
+
+
 FIGURE: dict[str, Any] = {
     "data": [{"type": "scatter", "y": [1, 2]}],
     "layout": {"title": {"text": "</script><b>"}, "height": 321, "meta": {"alt": 'Two "points" <here>'}},

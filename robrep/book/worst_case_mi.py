@@ -117,7 +117,7 @@ def linear_vulnerability(
     Raises:
         ValueError: shapes that do not fit, a w that is zero, a variance that is not positive, eps or p out of range.
 
-    Source: Zhu et al. 2020, theorem 3.2, whose print has the two bounds the wrong way round.
+    Source: Zhu et al. 2020, theorem 3.2, which is printed with the two bounds exchanged.
     """
     w, theta, covariance = (torch.as_tensor(v, dtype=torch.float64) for v in (w, theta, covariance))
     if w.ndim != 1 or theta.shape != w.shape or covariance.shape != (len(w), len(w)):

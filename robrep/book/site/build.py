@@ -104,6 +104,20 @@ def without_solutions(notebook: str) -> str:
     return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
 
 
+def with_every_figure(notebook: str) -> str:
+    """A notebook's text in which every numbered figure has an output, so that references to it find their number.
+
+    A chapter that has not run has no figures, and one that ran at a small scale may lack some.
+    """
+    nb = json.loads(notebook)
+    for cell in nb["cells"]:
+        shown = {output["output_type"] for output in cell.get("outputs", [])} & {"display_data", "execute_result"}
+        if "figure" in cell["metadata"].get("mystnb", {}) and not shown:
+            told = {"text/plain": "The figure appears here once the chapter has run."}
+            cell["outputs"].append({"output_type": "display_data", "metadata": {}, "data": told})
+    return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+
+
 def copy_page(path: Path, target: Path, solutions: bool) -> None:
     """Copy a file of the book; a notebook or a page loses its solutions unless they are wanted."""
     if path.suffix == ".ipynb" and not solutions:
@@ -139,6 +153,8 @@ def assemble(root: Path, build: Path, source: Path, solutions: bool = True) -> N
         target.parent.mkdir(parents=True, exist_ok=True)
         executed = path.suffix == ".ipynb" and last_run(path.stem, build) is not None
         copy_page(build / "runs" / path.name if executed else path, target, solutions)
+        if path.suffix == ".ipynb":
+            target.write_text(with_every_figure(target.read_text(encoding="utf-8")), encoding="utf-8")
     assets = source / "book" / "_assets"
     assets.mkdir(parents=True, exist_ok=True)
     import plotly
