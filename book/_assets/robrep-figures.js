@@ -70,6 +70,8 @@
     for (const kind of ["heatmap", "contour"]) {
       data[kind] = (data[kind] ?? [{}]).map((trace) => merged(trace, { colorbar: bar }));
     }
+    const whisker = { color: theme.faint }; // a scatter's whiskers have the colour of its markers
+    data.bar = (data.bar ?? [{}]).map((trace) => merged(trace, { error_x: whisker, error_y: whisker }));
     data.scatter = (data.scatter ?? [{}]).map((trace) => merged(trace, { marker: { colorbar: bar } }));
     return { ...own, data, layout: merged(own.layout ?? {}, layout) };
   }
