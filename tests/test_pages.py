@@ -143,7 +143,7 @@ def test_page_on_a_phone(browser: Any, site: Path, name: str, theme: str) -> Non
                .map(e => e.querySelector('mjx-math')).filter(e => e && e.getBoundingClientRect().width > innerWidth)
                .map(e => `${Math.round(e.getBoundingClientRect().width)} px: ${e.textContent.slice(0, 60)}`)"""
         )
-        assert not wide or "/api/" in name, "an equation is wider than the screen"  # those of docstrings may be scrolled
+        assert not wide or "/api/" in name, "an equation is wider than the screen"  # a docstring's scrolls
         visit.check()
 
 
