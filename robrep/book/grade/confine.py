@@ -31,7 +31,8 @@ def not_enforced() -> list[str]:
     """What this machine cannot enforce, in words."""
     with tempfile.TemporaryDirectory() as folder:
         nothing = command(Path(folder), 8, [sys.executable, "-c", ""])
-        return subprocess.run(nothing, capture_output=True, text=True, check=False).stderr.splitlines()
+        done = subprocess.run(nothing, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        return done.stderr.splitlines()
 
 
 def limit_memory(gib: float) -> None:
@@ -47,7 +48,7 @@ def cut_network() -> None:
     if libc.unshare(_NEW_USER | _NEW_NET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        Path("/proc/self", name).write_text(line)
+        Path("/proc/self", name).write_text(line, encoding="utf-8")
 
 
 def write_below(folder: Path) -> None:
