@@ -3,7 +3,8 @@
 Each notebook runs from top to bottom at the scale "smoke", without its solution cells and without stopping at errors,
 in a kernel that reaches no network, writes into a scratch folder only, and has limited memory and time. The notebook
 does not grade itself: whatever it hands to ``check``, in whatever way, is called from the grader's own process, by the
-grader's own copy of the checks, with cases that the notebook never sees. What the notebook prints counts for nothing.
+grader's own copy of the checks. The answer sees its arguments; what is expected of it, and the verdict, stay with the
+grader. What the notebook prints counts for nothing.
 One line an exercise says
 
     passed    the check passed

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from robrep.gaussians import Gaussian
 
-LARGEST = 10_000_000  # bytes of a reply
 ENTRIES = 4096  # of a result whose Jacobian is sent
 DTYPES = {str(t): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
                               torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex128)}  # fmt: skip
