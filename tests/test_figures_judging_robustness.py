@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -11,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from figure_rules import keeps_the_rules, slider_moves
 
 from robrep.book import figures
 from robrep.evaluation import Rate
@@ -62,36 +61,12 @@ def every() -> dict[str, go.Figure]:
 
 @pytest.mark.parametrize("name", KEY_NUMBERS)
 def test_figure_keeps_the_rules_of_the_book(every: dict[str, go.Figure], name: str) -> None:
-    fig = every[name]
-    text = fig.to_json()
-    again = json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
-    go.Figure({k: again[k] for k in ("data", "layout")}, frames=again.get("frames"))  # plotly's own validation
-    assert KEY_NUMBERS[name] in fig.layout.meta["alt"]
-    assert "\n" not in fig.layout.meta["alt"] and "$" not in text
-    assert len(text) < 120_000, f"{name} weighs {len(text)} bytes"
-    assert fig.layout.height and fig.layout.autosize and fig.layout.width is None
-    assert fig.layout.paper_bgcolor is None and fig.layout.plot_bgcolor is None and fig.layout.font.color is None
-    assert {t.type for t in fig.data} <= {"scatter", "heatmap"}  # plotly's cartesian bundle has these
-    data = re.sub(r'"colorscale":\[\[.*?\]\]', "", json.dumps(again["data"], separators=(",", ":")))
-    numbers = re.findall(r"(?<=[\[,:])-?\d*\.\d+(?:e-?\d+)?(?=[\],}])", data)
-    assert all(len(re.sub(r"e.*|\D", "", n).strip("0")) <= 4 for n in numbers)  # rounded
+    keeps_the_rules(every[name], KEY_NUMBERS[name])
 
 
 @pytest.mark.parametrize("name", KEY_NUMBERS)
 def test_slider_moves_on_a_page_without_a_kernel(every: dict[str, go.Figure], name: str) -> None:
-    fig = every[name]
-    assert len(fig.frames) == FRAMES.get(name, 0)
-    if not fig.frames:
-        assert not fig.layout.sliders
-        return
-    steps = fig.layout.sliders[0].steps
-    assert [s.args[0][0] for s in steps] == [f.name for f in fig.frames]
-    shown = fig.frames[fig.layout.sliders[0].active]
-    for trace, data in zip(shown.traces, shown.data, strict=True):
-        for key, value in data.to_plotly_json().items():
-            assert fig.data[trace].to_plotly_json()[key] == value  # what is first seen is the slider's position
-    for axis in [*fig.select_xaxes(), *fig.select_yaxes()]:
-        assert axis.range is not None or axis.matches is not None  # axes that stay, or frames could not be compared
+    slider_moves(every[name], FRAMES.get(name, 0))
 
 
 def test_bounds_stay_bounds_between_the_radii() -> None:
