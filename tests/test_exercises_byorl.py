@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch.nn import functional as F
 
-from robrep.book.exercises import EXERCISES, check
 from robrep.losses import cosine_distance
 from robrep.methods import ema_rate
 
@@ -65,22 +63,3 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("spread", lambda z: variance(z).mean(), "not their mean"),
     ("spread", lambda z: variance(z).sqrt().sum(), "not standard deviations"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_solution_passes_and_has_mistakes_and_hints(name: str) -> None:
-    assert check(f"byorl.{name}", SOLUTIONS[name], strict=True)
-    assert sum(m[0] == name for m in MISTAKES) >= 2
-    assert len(EXERCISES[f"byorl.{name}"].hints) >= 2
-    assert not check(f"byorl.{name}", ...).answered
-
-
-@pytest.mark.parametrize(("name", "answer", "words"), MISTAKES, ids=[f"{m[0]}-{m[2]}" for m in MISTAKES])
-def test_mistake_gets_the_hint_that_fits(name: str, answer: Any, words: str) -> None:
-    verdict = check(f"byorl.{name}", answer)
-    assert not verdict and verdict.answered and "Hint: " in verdict.message
-    assert words in verdict.message, verdict.message
-
-
-def test_every_exercise_of_the_chapter_is_here() -> None:
-    assert {f"byorl.{name}" for name in SOLUTIONS} == {n for n in EXERCISES if n.startswith("byorl.")}

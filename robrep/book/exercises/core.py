@@ -24,7 +24,14 @@ class Wrong(Exception):
 
 
 class Unanswered(Exception):
-    """The reader's function returned None, as ``...`` does."""
+    """The reader's function returned None, as ``...`` does; or it is still the code that was given.
+
+    The text, if there is one, says what the given code does wrong, without a hint: a hint comes after an attempt.
+    """
+
+
+KINDS = ("warm-up", "design", "interpret", "bug")
+WORDS = 15  # that an answer in prose has at least
 
 
 @dataclass(frozen=True)
@@ -33,93 +40,122 @@ class Exercise:
 
     Attributes:
         name: chapter and exercise, such as "vae_urkle.kl".
-        check: called with the answer; returns if it is right, else raises with a hint.
+        check: called with the answer, and with a seed if ``kind`` is "design"; returns if the answer is right, else
+            raises with a hint. It may return a sentence, which is printed with the pass.
         hints: from gentle to nearly the solution.
         learned: a sentence to end on when it is passed.
+        kind: "warm-up" (the equation in code), "design" (judged on models or data that the seed draws and the reader
+            has not seen), "interpret" (a figure, read in prose, which a teacher judges by a rubric) or "bug" (a
+            plausible implementation to be mended).
     """
 
     name: str
-    check: Callable[[Any], None]
+    check: Callable[..., str | None]
     hints: tuple[str, ...]
     learned: str = ""
+    kind: str = "warm-up"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What ``check`` found; true if the answer passed.
+    """What ``check`` found; true if the answer passed or was noted.
 
     Attributes:
         name: the exercise.
-        passed: whether every case was right.
-        answered: False where the reader's function still returned nothing.
+        state: "passed", "wrong", "empty" (the reader's function returned nothing, or the code is still the given one),
+            or "noted" (an answer in prose, which is not judged here).
         message: the line that was printed.
     """
 
     name: str
-    passed: bool
-    answered: bool
+    state: str
     message: str
 
     def __bool__(self) -> bool:
-        return self.passed
+        return self.state in ("passed", "noted")
+
+    @property
+    def answered(self) -> bool:
+        return self.state != "empty"
 
     def _ipython_display_(self) -> None:
         """Show nothing: ``check`` has printed its line already."""
 
 
 EXERCISES: dict[str, Exercise] = {}
+_attempted: set[str] = set()  # the exercises whose hints are open
 
 
-def exercise(name: str, *hints: str, learned: str = "") -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def exercise(name: str, *hints: str, learned: str = "", kind: str = "warm-up") -> Callable[[Callable], Callable]:
     """Register the decorated check as exercise ``name`` with at least one hint."""
 
-    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        EXERCISES[name] = Exercise(name, function, hints, learned)
+    def register(function: Callable[..., str | None]) -> Callable[..., str | None]:
+        EXERCISES[name] = Exercise(name, function, hints, learned, one_of("kind", kind, KINDS))
         return function
 
     return register
 
 
-def check(name: str, answer: Any, *, strict: bool = False) -> Verdict:
+def interpret(name: str, *hints: str) -> None:
+    """Register an exercise that asks for prose about a figure: two or three sentences, judged by a rubric."""
+
+    def noted(answer: Any) -> None:
+        if answer is None or answer is ... or answer.strip(" .\n") == "":
+            raise Unanswered
+        if (words := len(answer.split())) < WORDS:
+            raise Wrong(
+                f"Your answer has {words} words.", "say what you see and why it is so, in two or three sentences."
+            )
+
+    exercise(name, *hints, kind="interpret")(noted)
+
+
+def check(name: str, answer: Any, *, seed: int = 0) -> Verdict:
     """Check an answer and print one line: passed, or the first thing that is wrong with a hint.
+
+    There is no hint before the first attempt: an exercise that is not answered is only named.
 
     Args:
         name: the exercise, such as "vae_urkle.kl".
-        answer: the reader's function (or number, where the exercise asks for one).
-        strict: raise on anything but a pass, for tests.
+        answer: the reader's function (or number, or text, where the exercise asks for one).
+        seed: draws the models or data that judge a design task. A grader takes another one than the chapters.
 
     Returns:
         The verdict. The global random state is left as it was.
 
     Raises:
         ValueError: no such exercise.
-        AssertionError: with ``strict``, the answer did not pass.
     """
     task = EXERCISES[one_of("exercise", name, EXERCISES)]
-    passed, answered = False, True
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            task.check(answer)
-        passed, message = True, f"✓ {name}: passed. {task.learned}".rstrip()
-    except Unanswered:
-        answered, message = False, f"… {name}: not answered yet. Hint: {task.hints[0]}"
+            torch.manual_seed(seed)
+            found = task.check(answer, seed) if task.kind == "design" else task.check(answer)
+        if task.kind == "interpret":
+            state, message = "noted", f"✎ {name}: noted. Compare it with the model answer, point by point."
+        else:
+            state, message = "passed", " ".join(filter(None, [f"✓ {name}: passed.", found, task.learned]))
+    except Unanswered as unanswered:
+        state, message = "empty", f"… {name}: not answered yet. {unanswered}".rstrip()
     except Wrong as wrong:
-        message = f"✗ {name}: not yet. {wrong.seen} Hint: {wrong.hint}"
+        state, message = "wrong", f"✗ {name}: not yet. {wrong.seen} Hint: {wrong.hint}"
+    if state != "empty":
+        _attempted.add(name)
     message = printable(message)
     print(message)
-    if strict and not passed:
-        raise AssertionError(message)
-    return Verdict(name, passed, answered, message)
+    return Verdict(name, state, message)
 
 
 def hint(name: str, number: int = 1) -> None:
-    """Print one of an exercise's hints; later ones say more.
+    """Print one of an exercise's hints, once an answer has been checked; later ones say more.
 
     Raises:
         ValueError: no such exercise, or no such hint.
     """
     hints = EXERCISES[one_of("exercise", name, EXERCISES)].hints
+    if name not in _attempted:
+        print(printable(f"{name}: the hints open after your first attempt. Check an answer, right or wrong."))
+        return
     if not 1 <= number <= len(hints):
         raise ValueError(f"number is {number}, but {name} has hints 1 to {len(hints)}")
     print(printable(f"Hint {number} of {len(hints)}: {hints[number - 1]}"))

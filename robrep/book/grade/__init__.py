@@ -9,12 +9,13 @@ One line an exercise says
 
     passed    the check passed
     wrong     it did not; with what was seen and the hint
-    empty     the function still returns nothing
+    noted     an answer in prose, given in full, which the teacher judges by the rubric of the teacher's notebook
+    empty     the function still returns nothing, or the code is the given one
     error     the cell failed before its check, or the answer took too long, or the notebook ended its kernel
     missing   the notebook never handed an answer to this check
 
 A notebook that cannot be run at all (not JSON, not UTF-8, no chapter of the book) is named, and the class goes on. The
-exit status is 0 if every exercise of every notebook passed, 1 if not, 2 if a notebook could not be run.
+exit status is 0 if every exercise of every notebook passed or was noted, 1 if not, 2 if a notebook could not be run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from robrep.files import atomic_write, code_hash
 CELL_SECONDS = 120  # of a cell that holds a check, and of judging one answer
 RUN_SECONDS = 1200  # of any other cell, which may train, and of the notebook
 MEMORY = 8.0  # GiB
-STATES = ("passed", "wrong", "empty", "error", "missing")
+SEED = 1  # of the models and data that judge design tasks; the chapters show those of seed 0
+STATES = ("passed", "wrong", "noted", "empty", "error", "missing")
 _CALL = re.compile(r"""(?<![\w.])check\([^)]*?["']([\w.]+)["']""")
 
 
@@ -59,13 +61,14 @@ class Grade:
     message: str = ""
 
 
-def grade(notebook: Path, *, seconds: float = CELL_SECONDS, memory: float = MEMORY) -> list[Grade]:
+def grade(notebook: Path, *, seconds: float = CELL_SECONDS, memory: float = MEMORY, seed: int = SEED) -> list[Grade]:
     """Run a notebook and judge every exercise of its chapter, in the chapter's order.
 
     Args:
         notebook: the returned file; it is not changed.
         seconds: how long a cell with a check may take, and how long judging one answer may.
         memory: what the notebook may use, GiB.
+        seed: of the models and data that judge design tasks.
 
     Raises:
         ChapterError: not a notebook, no exercise of the book in it, or no cell tagged ``parameters``.
@@ -83,7 +86,7 @@ def grade(notebook: Path, *, seconds: float = CELL_SECONDS, memory: float = MEMO
         with contextlib.ExitStack() as stack:
             stack.enter_context(batch_environment(Path(), "smoke"))
             kernel = stack.enter_context(Kernel(memory, {"ROBREP_RESULTS": "results"}))
-            _run(kernel, cells, smoke, seconds, found)
+            _run(kernel, cells, smoke, seconds, seed, found)
     except Lost as lost:
         found |= {name: Grade(name, "error", str(lost)) for name in asked if name not in found}
     if code_hash.__wrapped__(kit=True) != before:
@@ -95,7 +98,7 @@ def grade(notebook: Path, *, seconds: float = CELL_SECONDS, memory: float = MEMO
     return [found.get(name, Grade(name, "missing")) for name in every]
 
 
-def _run(kernel: Kernel, cells: Sequence[Any], smoke: bool, seconds: float, found: dict[str, Grade]) -> None:
+def _run(kernel: Kernel, cells: Sequence[Any], smoke: bool, seconds: float, seed: int, found: dict[str, Grade]) -> None:
     """Execute the cells; judge each answer after the cell that gave it."""
     end = time.monotonic() + RUN_SECONDS
     kernel.run(f"{HERE}.listen()", CELL_SECONDS)
@@ -116,27 +119,27 @@ def _run(kernel: Kernel, cells: Sequence[Any], smoke: bool, seconds: float, foun
             kernel.run('SCALE = "smoke"', seconds)
         for name, callable_ in answers.items():
             if name in EXERCISES:
-                found[name] = judge(kernel, name, callable_, seconds)
+                found[name] = judge(kernel, name, callable_, seconds, seed)
         if error:
             found |= {name: Grade(name, "error", error) for name in names if name not in answers}
 
 
-def judge(kernel: Kernel, name: str, is_function: bool, seconds: float) -> Grade:
+def judge(kernel: Kernel, name: str, is_function: bool, seconds: float, seed: int) -> Grade:
     """Check the answer that the kernel holds, here."""
     end = time.monotonic() + seconds
     ask = lambda expression: kernel.ask(expression, max(0.1, end - time.monotonic()))  # noqa: E731
     try:
         answer = Remote(name, ask) if is_function else unpack(json.loads(ask(f"{HERE}.value({name!r})")))
         with contextlib.redirect_stdout(io.StringIO()):
-            verdict = check(name, answer)
+            verdict = check(name, answer, seed=seed)
     except Lost as lost:
         if not kernel.manager.is_alive():
             raise
         return Grade(name, "error", str(lost))
     except Exception as error:  # a reply that makes the check itself fail
         return Grade(name, "wrong", f"the check could not read the answer ({type(error).__name__}: {error})")
-    state = "passed" if verdict else "wrong" if verdict.answered else "empty"
-    return Grade(name, state, verdict.message.partition(": ")[2])
+    told = answer if verdict.state == "noted" else verdict.message.partition(": ")[2]
+    return Grade(name, verdict.state, told.strip())
 
 
 def feedback(notebook: Path, grades: Sequence[Grade], to: Path) -> Path:
@@ -150,7 +153,8 @@ def feedback(notebook: Path, grades: Sequence[Grade], to: Path) -> Path:
         f'<tr class="{g.state}"><td>{told(g.exercise)}</td><td>{g.state}</td><td>{told(g.message)}</td></tr>'
         for g in grades
     )
-    passed = sum(g.state == "passed" for g in grades)
+    passed, noted = (sum(g.state == state for g in grades) for state in ("passed", "noted"))
+    open_ = f"; your teacher marks {noted} in prose" if noted else ""
     page = to / f"{notebook.stem}.html"
     with atomic_write(page) as temporary:
         temporary.write_text(
@@ -164,7 +168,7 @@ td, th {{ padding: .4rem .8rem; border-bottom: 1px solid #ccc; text-align: left;
 .passed td:nth-child(2) {{ color: #1a7f37; }} .wrong td:nth-child(2), .error td:nth-child(2) {{ color: #b3261e; }}
 </style>
 <h1>{told(notebook.stem)}</h1>
-<p>{passed} of {len(grades)} exercises passed.</p>
+<p>{passed} of {len(grades)} exercises passed{open_}.</p>
 <table><thead><tr><th>exercise</th><th>result</th><th>what the check says</th></tr></thead>
 <tbody>
 {rows}
