@@ -138,7 +138,7 @@ def judge(kernel: Kernel, name: str, is_function: bool, seconds: float, seed: in
         return Grade(name, "error", str(lost))
     except Exception as error:  # a reply that makes the check itself fail
         return Grade(name, "wrong", f"the check could not read the answer ({type(error).__name__}: {error})")
-    told = answer if verdict.state == "noted" else verdict.message.partition(": ")[2]
+    told = str(answer) if verdict.state == "noted" else verdict.message.partition(": ")[2]
     return Grade(name, verdict.state, told.strip())
 
 
