@@ -88,7 +88,7 @@ def _check_nearest(answer: Any) -> None:
         return change * (eps / _norms(change).clamp(min=1e-30)).clamp(max=1)
 
     truth, ball, box = u, torch.zeros_like(x), torch.zeros_like(x)
-    for _ in range(2000):  # Dykstra's alternating projections, which end at the nearest point
+    for _ in range(2000):  # projections in turn, each corrected by its last change: they end at the nearest point
         inside = x + shrunk(truth + ball - x)
         ball = truth + ball - inside
         truth = (inside + box).clamp(0, 1)

@@ -225,7 +225,7 @@ def _check_urkle(answer: Any) -> None:
         if slope is not None and any(close(slope, both + length * side / 2, 1e-5) for side in (-3, -1, 1, 3)):
             raise Unanswered(  # the gradient through p(z|x') alone: x' = 1/2 ± eps sign(w), for n = 3 images
                 f"On a linear encoder the value is right, but in the first weight its gradient is {slope[0, 0]:.4g}, "
-                f"where a difference quotient of the value is {both[0, 0]:.4g}."
+                f"where the slope of the value is {both[0, 0]:.4g}."
             )
         raise Wrong(
             "The value's gradient in the encoder's weights is not that of KL.",
