@@ -39,7 +39,7 @@ class Exercise:
     """One exercise.
 
     Attributes:
-        name: chapter and exercise, such as "vae_urkle.kl".
+        name: chapter and exercise, such as "vae_urkle.wilson".
         check: called with the answer, and with a seed if ``kind`` is "design"; returns if the answer is right, else
             raises with a hint. It may return a sentence, which is printed with the pass.
         hints: from gentle to nearly the solution.
@@ -116,7 +116,7 @@ def check(name: str, answer: Any, *, seed: int = 0) -> Verdict:
     There is no hint before the first attempt: an exercise that is not answered is only named.
 
     Args:
-        name: the exercise, such as "vae_urkle.kl".
+        name: the exercise, such as "vae_urkle.wilson".
         answer: the reader's function (or number, or text, where the exercise asks for one).
         seed: draws the models or data that judge a design task. A grader takes another one than the chapters.
 
