@@ -25,7 +25,7 @@ from robrep.gaussians import Gaussian
 
 BYORL = [name.removeprefix("byorl.") for name in EXERCISES if name.startswith("byorl.")]
 RIGHT = {
-    "memory": "lambda K, base: (1 - (1 - base) * (torch.arange(1, K + 1) * torch.pi / 2 / K).double().cos() ** 2).prod()",
+    "memory": "lambda K, base: (1 - (1 - base) * (torch.arange(1, K + 1) * 90 / K).deg2rad().cos() ** 2).prod()",
     "pseudo_labels": "lambda logits, y, labelled: logits.argmax(1).index_put((labelled,), y[labelled])",
 }
 

@@ -29,7 +29,7 @@ from robrep.contrastive import effective_rank, nearest, nt_xent
 
 @exercise(
     "simclr_urkle.floor",
-    "all views of an image should agree. How far apart can N directions be at best, if no two may be favoured?",
+    "all views of an image should agree. How far apart can N directions be, if every two are equally far apart?",
     "the N unit vectors sum to zero: 0 = N + N (N - 1) c gives their cosine c.",
     "the best cosine of two images is -1 / (N - 1); the sum has n - 1 positives and n (N - 1) negatives.",
     "-1 / tau + math.log((n - 1) * math.exp(1 / tau) + n * (N - 1) * math.exp(-1 / tau / (N - 1)))",
