@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -202,6 +203,13 @@ def attacked_images(value: Any, x: Tensor, eps: float, name: str = "x") -> Tenso
     if (got < 0).any() or (got > 1).any():
         raise Wrong(f"{name}' has left [0, 1].", "clamp to [0, 1] as well.")
     return got
+
+
+def one_number(value: Any) -> Tensor:
+    """The value, a number or a tensor that holds one, as a float64 tensor of shape (1,)."""
+    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
+        raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
+    return torch.tensor([float(value)], dtype=torch.float64)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
