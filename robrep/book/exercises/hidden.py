@@ -5,11 +5,53 @@ An answer may run in another process, so whatever it gets is a module that can b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from robrep import data
 from robrep.book.exercises.core import Wrong, attacked_images, call
+from robrep.objectives import cross_entropy
+from robrep.random import generator
+
+ROUNDING = 1e-6  # of an answer that draws its steps in float32
+
+
+class DigitClassifier(nn.Module):
+    """Logits (N, 10) of 8 x 8 digits: a linear layer, fitted by least squares, on random waves of the image.
+
+    Without training by gradients it classifies about 96 % of the test images correctly, and PGD at radius 0.15 leaves
+    almost none of them.
+
+    Args:
+        seed: draws the waves.
+        width: how many.
+    """
+
+    def __init__(self, seed: int, width: int = 200) -> None:
+        super().__init__()
+        g = generator("waves", seed)
+        digits = data.load("digits")
+        self.waves = nn.Buffer(torch.randn(64, width, generator=g, dtype=torch.float64) / 2)
+        self.phases = nn.Buffer(2 * math.pi * torch.rand(width, generator=g, dtype=torch.float64))
+        h = self.features(digits.images("train").double())
+        wanted = nn.functional.one_hot(digits.y_train, 10).double() - 0.1
+        self.weight = nn.Buffer(10 * torch.linalg.solve(h.T @ h + torch.eye(width).double(), h.T @ wanted))
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.sin(x.flatten(1) @ self.waves + self.phases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x) @ self.weight
+
+
+def drawn_digits(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Test images (count, 1, 8, 8), float64 in [0, 1], and their labels, drawn by a seed."""
+    digits = data.load("digits")
+    i = torch.randperm(len(digits.y_test), generator=generator("images", seed))[:count]
+    return digits.images("test")[i].double(), digits.y_test[i]
 
 
 class Budget(nn.Module):
