@@ -158,8 +158,10 @@ def test_more_coupling_gives_more_robustness_until_the_code_loses_the_digit(root
     runs = [run("se", 0, folder, variant=f"gamma={g}") for g in ("0.0", "1.0", "10.0")]
     runs += [run("se", 0, folder), run("se", 0, folder, variant="gamma=1000.0")]
     digits, colours = ([one[f"robust_{task}"].value for one in runs] for task in ("digit", "colour"))
-    assert digits[:4] == sorted(digits[:4]) and colours == sorted(colours)
+    for task in (digits, colours):
+        assert task[:4] == sorted(task[:4]) and task[4] < task[3] - 0.1
     assert digits[4] < digits[3] - 0.2 and runs[4]["clean_digit"].value < 0.6
+    assert runs[4]["clean_colour"].value > 0.98  # the colour is still there
 
 
 def test_the_gain_comes_from_the_coupling(root: Path) -> None:
