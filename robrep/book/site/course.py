@@ -190,7 +190,7 @@ def numbered_figures(root: Path, html: Path) -> list[Figure]:
 
 
 def draw_figures(browser: Any, figures: Iterable[Figure], folder: Path, tell: Callable[[str], None] = print) -> None:
-    """Write each figure as SVG and PNG, with ``captions.csv``."""
+    """Write each figure that has been drawn as SVG and PNG, with ``captions.csv``."""
     folder.mkdir(parents=True)
     page, rows = browser.new_page(viewport={"width": 1440, "height": 900}), []
     page.set_default_timeout(PATIENCE)
@@ -198,30 +198,38 @@ def draw_figures(browser: Any, figures: Iterable[Figure], folder: Path, tell: Ca
         if page.url != (address := figure.page.resolve().as_uri()):
             page.goto(address, wait_until="domcontentloaded")  # formulas are not needed
             tell(f"drawing {figure.page.stem}")
-        _draw(browser, page, figure.name, folder)
-        rows.append((figure.number, figure.name, figure.caption, LICENCE))
+        if _draw(browser, page, figure.name, folder):
+            rows.append((figure.number, figure.name, figure.caption, LICENCE))
     page.close()
     write_csv(folder / "captions.csv", ("number", "name", "caption", "licence"), rows)
 
 
-def _draw(browser: Any, page: Any, name: str, folder: Path) -> None:
-    """One figure: by plotly; or the page's own drawing, which a page of its own turns into pixels; or its picture."""
+def _draw(browser: Any, page: Any, name: str, folder: Path) -> bool:
+    """One figure: by plotly; or the page's own drawing, which a page of its own turns into pixels; or its picture.
+
+    Returns:
+        Whether there is one; a chapter that has not run has none.
+    """
     place = page.locator(f"[id='{name}']")
+    drawings, pictures = place.locator("svg:not(button *)"), place.locator("img")
     if place.locator(".robrep-figure").count():
         page.evaluate(DRAWN, name)
         for form, scale in (("svg", 1), ("png", DOTS)):
             data = page.evaluate(STILL, [name, form, WIDTH, scale]).partition(",")[2]
             content = unquote_to_bytes(data) if form == "svg" else base64.b64decode(data)
             (folder / f"{name}.{form}").write_bytes(content)
-    elif place.locator("svg").count():
-        drawing = place.locator("svg").first.evaluate("each => new XMLSerializer().serializeToString(each)")
+    elif drawings.count():
+        drawing = drawings.first.evaluate("each => new XMLSerializer().serializeToString(each)")
         (folder / f"{name}.svg").write_text(drawing, encoding="utf-8")
         alone = browser.new_page(viewport={"width": WIDTH, "height": WIDTH}, device_scale_factor=DOTS)
         alone.set_content(drawing)
         alone.locator("svg").screenshot(path=folder / f"{name}.png")
         alone.close()
+    elif pictures.count():
+        pictures.first.screenshot(path=folder / f"{name}.png")
     else:
-        place.locator("img").first.screenshot(path=folder / f"{name}.png")
+        return False
+    return True
 
 
 def build_course(root: Path, build: Path, address: str, tell: Callable[[str], None] = print) -> Path:
