@@ -185,7 +185,7 @@ def numbered_figures(root: Path, html: Path) -> list[Figure]:
             text = figure.select_one("figcaption .caption-text")
             if number and text:
                 caption = " ".join(text.get_text().split())
-                found.append(Figure(page, figure["id"], number.get_text().split()[-1], caption))
+                found.append(Figure(page, str(figure["id"]), number.get_text().split()[-1], caption))
     return found
 
 
