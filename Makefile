@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-# Passed on: make book CHAPTER=vae_urkle SCALE=lite SEED=1; SOLUTIONS=no goes to the site
+# Passed on: make book CHAPTER=vae_urkle SCALE=lite SEED=1; SOLUTIONS=no goes to the site, COURSE_URL= to the course
 CHAPTER ?=
 PARAMETERS := $(foreach name,SCALE DATASET SEED SOLUTIONS,$(if $($(name)),$(name)=$($(name))))
+
+COURSE_URL ?=
 
 # A plan of many runs, carried out by Snakemake on all cores of this machine
 PLAN ?= book/runs.yaml
@@ -22,13 +24,15 @@ STARTED := $(shell date +%s)
 # The installation is redone when what is asked for changes, or when the folder has moved (the install is editable).
 STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install book serve test lowest sweeps plan runs queue next lint clean
+.PHONY: help install book course serve test lowest sweeps plan runs queue next lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book     install, run every chapter at demo scale, build the site (CHAPTER=name runs one;"
 	@echo "              SCALE=, DATASET= and SEED= are passed on to the chapters; SOLUTIONS=no leaves the exercises'"
 	@echo "              solutions out of the pages and of the notebooks offered for download)"
+	@echo "make course   what a teacher hands out, in _build/course: notebooks with and without solutions, slides (HTML, PDF),"
+	@echo "              all figures (COURSE_URL=address of the folder that students open notebooks from, as on GitHub)"
 	@echo "make serve    the built site at http://localhost:8000 (PORT=), for the lab, which browsers do not run from a file"
 	@echo "make test     install, run the whole test suite (reuses the run and the site of make book)"
 	@echo "make sweeps   run the recorded sweeps (CHAPTER=name runs one chapter's), at most 30 minutes a chapter"
@@ -55,6 +59,9 @@ $(STAMP):
 
 book: $(STAMP)
 	@$(PY) -m robrep.book.site book $(CHAPTER) $(PARAMETERS) --started $(STARTED)
+
+course: $(STAMP)
+	@$(PY) -m robrep.book.site course $(if $(COURSE_URL),COURSE_URL=$(COURSE_URL)) --started $(STARTED)
 
 serve: $(STAMP)
 	@$(PY) -m http.server $(PORT) --bind localhost --directory _build/html

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from test_pages import FLAGS, executable
 from torch import Tensor
 
 from robrep.attacks import PGD, Linf
 from robrep.book.lab import export
+from robrep.book.site.chromium import MISSING, executable
+from robrep.book.site.chromium import chromium as running
 from robrep.evaluation import robust_accuracy
 from robrep.gaussians import Gaussian, kl, wasserstein2
 from robrep.heads import Classifier
@@ -47,10 +48,7 @@ MODULES = ("safetensors", "network", "attack")
 OBJECTIVES = ("loss", "kl", "wasserstein", "cosine")
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed: apt-get install nodejs")
-needs_chromium = pytest.mark.skipif(
-    executable() is None,
-    reason="no Chromium or Chrome found: sudo apt-get install chromium (or set CHROME to the program)",
-)
+needs_chromium = pytest.mark.skipif(executable() is None, reason=MISSING)
 
 
 @dataclass
@@ -174,8 +172,6 @@ def address(lab: Lab) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium(lab: Lab, address: str) -> dict[str, Any]:
-    from playwright.sync_api import sync_playwright
-
     (lab.folder / "empty.html").write_text("<!doctype html><title>Empty</title>")
     imports = ", ".join(f"{name}: await import('/{name}.js')" for name in MODULES)
     code = f"""async () => {{
@@ -187,12 +183,10 @@ def chromium(lab: Lab, address: str) -> dict[str, Any]:
         }};
         return JSON.stringify(await answers(read, {{ {imports} }}, {IN_CHROMIUM}));
     }}"""
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable(), args=FLAGS)
+    with running() as browser:
         page = browser.new_page()
         page.goto(address + "empty.html")
         found = json.loads(page.evaluate(code))
-        browser.close()
     return found
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load, save
-from test_pages import FLAGS, ROOT, executable
+from test_pages import ROOT
 
 from robrep.book.lab import export
+from robrep.book.site.chromium import MISSING, chromium, executable
 
 STANDARD, URKLE = "vae_urkle/demo-digits-standard-0", "vae_urkle/demo-digits-vae_urkle-0"
 PAGE = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>The lab</title>
@@ -33,10 +34,7 @@ DARK = """html { --pst-color-background: #14181e; --pst-color-surface: #1c222a; 
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        executable() is None,
-        reason="no Chromium or Chrome found: sudo apt-get install chromium (or set CHROME to the program)",
-    ),
+    pytest.mark.skipif(executable() is None, reason=MISSING),
 ]
 
 
@@ -65,12 +63,8 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=executable(), args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 class Visit:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -13,33 +11,14 @@ from urllib.parse import unquote
 
 import pytest
 
+from robrep.book.site.chromium import MISSING, chromium, executable
+
 ROOT = Path(__file__).resolve().parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 OWN = ("file:", "data:", "blob:", "about:")
 PLAIN = ("byo", "errata")  # notebooks that need not begin with a picture
 
 
-def executable() -> str | None:
-    """Any installed Chromium or Chrome: $CHROME, or a usual name."""
-    if os.environ.get("CHROME"):
-        return os.environ["CHROME"]
-    return next(filter(None, map(shutil.which, BROWSERS)), MAC if Path(MAC).exists() else None)
-
-
-pytestmark = pytest.mark.skipif(
-    executable() is None,
-    reason="no Chromium or Chrome found: sudo apt-get install chromium (or set CHROME to the program)",
-)
+pytestmark = pytest.mark.skipif(executable() is None, reason=MISSING)
 
 
 def page_names() -> list[str]:
@@ -60,12 +39,8 @@ def chapter_names() -> list[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=executable(), args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 class Visit:

@@ -95,6 +95,12 @@ def test_key_changes(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook(path, "print('another text')")
     seen.add(key())
     assert len(seen) == 6
+    nb = json.loads(path.read_text())
+    nb["cells"][-1]["metadata"]["slideshow"] = {"slide_type": "slide"}
+    only = {"slideshow": {"slide_type": "slide"}, "tags": ["remove-cell"]}
+    nb["cells"].append({"cell_type": "markdown", "id": "only", "metadata": only, "source": ["**A slide.**"]})
+    path.write_text(json.dumps(nb))
+    assert key() in seen, "slides cost no run"
 
 
 def test_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:

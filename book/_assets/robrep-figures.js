@@ -6,7 +6,8 @@
   const PLOTLY = new URL("plotly.min.js", document.currentScript.src).href;
   const NARROW = 600; // px of figure width below which the layout is rearranged
   const WIDE = 720; // px of figure width that heights are chosen for
-  const NEAR = "800px"; // distance from the view at which a figure is drawn
+  // distance from the view at which a figure is drawn: a deck that is being printed draws all
+  const NEAR = new URLSearchParams(location.search).has("print-pdf") ? "1000000px" : "800px";
   const THEMES = {
     light: {
       paper: "#ffffff", plot: "#ffffff", text: "#24292f", faint: "#57606a", grid: "#e4e7eb", line: "#b4bbc3",

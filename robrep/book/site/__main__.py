@@ -3,10 +3,12 @@
 python -m robrep.book.site book [CHAPTER ...] [NAME=value ...]    run the chapters that changed, then build the site
 python -m robrep.book.site run [CHAPTER ...] [NAME=value ...]     only run
 python -m robrep.book.site build                                  only build
+python -m robrep.book.site course [NAME=value ...]                book, then what a teacher hands out
 python -m robrep.book.site sweeps [CHAPTER ...]                   run the recorded sweeps
 
 NAME is a parameter of the chapters, or SOLUTIONS (yes or no; of book and build), which leaves the exercises' solutions
-out of the site: the pages, and the notebooks offered for download.
+out of the site: the pages, and the notebooks offered for download; or COURSE_URL (of course), the address of the folder
+that students open their notebooks from.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from robrep.book.files import why_not_writable
+from robrep.book.site import course
 from robrep.book.site.build import SiteError, build_site, notebooks, weights
 from robrep.book.site.run import (
     INTERRUPTED,
@@ -134,6 +137,17 @@ def check_words(command: str, names: Sequence[str], given: dict[str, str]) -> bo
     return text == "yes"
 
 
+def take_address(command: str, given: dict[str, str]) -> str:
+    """Take ``COURSE_URL`` out of ``given``.
+
+    Raises:
+        ChapterError: it is not an address, or says nothing to this command.
+    """
+    if "COURSE_URL" in given and command != "course":
+        raise ChapterError(f"COURSE_URL is a setting of the course: it goes with course, not with {command}")
+    return course.check_address(given.pop("COURSE_URL", ""))
+
+
 def site(root: Path, solutions: bool) -> None:
     """Build the site and say what it weighs and where it is."""
     start = time.perf_counter()
@@ -161,7 +175,7 @@ def sweeps(root: Path, names: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m robrep.book.site", description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["book", "run", "build", "sweeps"])
+    parser.add_argument("command", choices=["book", "run", "build", "course", "sweeps"])
     parser.add_argument("words", nargs="*", metavar="CHAPTER or NAME=value")
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the repository (default: here)")
     parser.add_argument("--started", type=float, help="when make started, in seconds since 1970, to time the set-up")
@@ -185,6 +199,7 @@ def carry_out(options: argparse.Namespace) -> int:
     names = [word for word in options.words if "=" not in word]
     times = {"set-up": begin - options.started} if options.started else {}
     try:
+        address = take_address(options.command, given)
         solutions = check_words(options.command, names, given)
         if options.command == "sweeps":
             sweeps(options.root, names)
@@ -192,18 +207,24 @@ def carry_out(options: argparse.Namespace) -> int:
         build = options.root / "_build"
         if why := why_not_writable(build):
             raise ChapterError(f"{build}, where all is made, cannot be written ({why}); copy the book to where it can")
-        if options.command in ("book", "run"):
+        if options.command in ("book", "run", "course"):
             run(options.root, names, given)
             times["chapters"] = time.time() - begin
-        if options.command in ("book", "build"):
+        if options.command in ("book", "build", "course"):
             mark = time.time()
             site(options.root, solutions)
             times["site"] = time.time() - mark
+        if options.command == "course":
+            mark = time.time()
+            course.build_course(options.root, build, address)
+            times["course"] = time.time() - mark
     except (ChapterError, SiteError) as error:
         print(error, file=sys.stderr)
         return 1
     print("  ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))
-    if options.command != "run":
+    if options.command == "course":
+        print(f"Open {options.root / '_build' / 'course' / 'README.md'}")
+    elif options.command != "run":
         print(f"Open {options.root / '_build' / 'html' / 'index.html'} (its lab needs a server: make serve)")
     return 0
 

@@ -14,10 +14,19 @@ from pathlib import Path
 
 import yaml
 
+from robrep.book.site import slides
 from robrep.book.site.run import file_hash, last_run, strip_ansi
 from robrep.files import code_hash, digest
 
-PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme", "plotly")
+PACKAGES = (
+    "jupyter-book",
+    "sphinx",
+    "myst-nb",
+    "sphinx-book-theme",
+    "pydata-sphinx-theme",
+    "plotly",
+    "sphinx-revealjs",
+)
 ROOT_FILES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "README.md", "CITATION.cff", "LICENSE", "LICENSE-TEXT")
 LAB = Path(__file__).parent.parent / "lab"  # its scripts, and what writes its networks
 NOT_PAGES = {"__pycache__", ".ipynb_checkpoints", "results"}  # folders of book/ that hold no page and no asset
@@ -51,6 +60,8 @@ REWRITTEN_HTML = (
 )
 
 SOLUTION = re.compile(r"^```\{solution\}.*?^```\n", re.DOTALL | re.MULTILINE)  # on a page in Markdown
+
+READING = re.compile(r"(<strong>Reading</strong>(?:(?!</p>).)*)", re.DOTALL)  # the last line of a chapter's objectives
 
 # A number and its % stay on one line, but for code and scripts, which are to be copied as they are
 VERBATIM = re.compile(r"(<(pre|script|style)\b.*?</\2>)", re.DOTALL)
@@ -163,6 +174,7 @@ def assemble(root: Path, build: Path, source: Path, solutions: bool = True) -> N
 
     lab.write(assets / "lab", root / "book" / "results")
     shutil.copy2(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", assets / "plotly.min.js")
+    slides.copy_reveal(assets / "reveal")
     for file in distribution("sphinx-mathjax-offline").files or []:
         part = file.as_posix().partition("/static/mathjax/")[2]
         if part.startswith(MATHJAX_PARTS) and not part.endswith(MATHJAX_LEFT_OUT):
@@ -211,6 +223,31 @@ def finish(html: Path, root: Path, solutions: bool = True) -> None:
         copy_page(root / path.relative_to(html / "_sources"), path, solutions)
 
 
+def write_decks(root: Path, build: Path, html: Path) -> None:
+    """Write the decks of the chapters that have slides to ``html / "slides"``, and link each from its chapter.
+
+    Raises:
+        SiteError: a cell cannot be put on a slide.
+    """
+    bibliography = root / "book" / "references.bib"
+    works = slides.cited(bibliography.read_text(encoding="utf-8")) if bibliography.is_file() else {}
+    folder = html / "slides"
+    folder.mkdir()
+    for name, path in notebooks(root).items():
+        if not slides.has_slides(path):
+            continue
+        page = html / path.relative_to(root).with_suffix(".html")
+        text = page.read_text(encoding="utf-8")
+        run = build / "runs" / path.name if last_run(name, build) else None
+        try:
+            deck = slides.deck(path, run, slides.page_numbers(text) | works)
+        except slides.SlideError as error:
+            raise SiteError(str(error)) from None
+        (folder / f"{name}.html").write_text(bound_percents(deck), encoding="utf-8")
+        link = rf'\1 <a href="../slides/{name}.html">Slides of this chapter</a>.'
+        page.write_text(READING.sub(link, text, count=1), encoding="utf-8")
+
+
 def weights(html: Path) -> dict[str, float]:
     """Megabytes of the site: plotly, MathJax, the lab, which loads what a reader asks for, and the rest."""
     size = {"plotly": 0.0, "MathJax": 0.0, "lab": 0.0, "pages": 0.0}
@@ -235,7 +272,7 @@ def build_site(root: Path, build: Path, solutions: bool = True) -> bool:
         Whether it was built now (False: unchanged).
 
     Raises:
-        SiteError: a page is missing, or Sphinx warned.
+        SiteError: a page is missing, Sphinx warned, or a cell cannot be put on a slide.
     """
     html, note = build / "html", build / "html.key"
     key = site_key(root, build, solutions)
@@ -249,6 +286,7 @@ def build_site(root: Path, build: Path, solutions: bool = True) -> bool:
         sphinx(source, output)
         made = output / "_build" / "html"
         finish(made, root, solutions)
+        write_decks(root, build, made)
         note.unlink(missing_ok=True)
         shutil.rmtree(html, ignore_errors=True)
         made.rename(html)

@@ -97,8 +97,16 @@ def check_parameters(given: Mapping[str, Any], known: Mapping[str, Any], chapter
         raise ChapterError(f"{chapter}: {error}") from None
 
 
+def slide_only(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell is text that the page leaves out and the chapter's slides have."""
+    given = cell["metadata"]
+    return cell["cell_type"] == "markdown" and "remove-cell" in given.get("tags", []) and "slideshow" in given
+
+
 def run_key(nb: Any, values: Mapping[str, Any], inputs: Path) -> str:
-    """Hash of all that a chapter's outputs are made from: cells, parameters, robrep, key packages, recorded data.
+    """Hash of all that a page is made from: cells, parameters, robrep, key packages, recorded data.
+
+    Text that only slides have is left out: decks take it from the notebook itself.
 
     Args:
         nb: the notebook.
@@ -111,7 +119,7 @@ def run_key(nb: Any, values: Mapping[str, Any], inputs: Path) -> str:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = ""
-    cells = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in nb.cells]
+    cells = [[cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in nb.cells if not slide_only(cell)]
     read = [path for folder in ("results", "published") for path in sorted((inputs / folder).rglob("*"))]
     data = [[path.relative_to(inputs).as_posix(), file_hash(path)] for path in read if path.is_file()]
     python = list(sys.version_info[:2])
