@@ -129,6 +129,7 @@ def test_attacks_count_for_their_team_and_against_the_others(board: Board) -> No
 
 REFUSED = {
     "noise": ("z = self.gaussian_encoder(x).mean; return z + torch.randn_like(z)", "", "which draws random numbers"),
+    "length": ("return self.gaussian_encoder(x).mean.view(len(x), -1)", "", "x.shape[0], not len(x)"),
     "branch": ("z = self.gaussian_encoder(x).mean; return z if x.mean() > 0.3 else -z", "", "cannot be traced"),
     "shape": ("return self.gaussian_encoder(x).mean[None]", "", "gives shape (1, 500, 32) for 500 images, expected"),
     "two-values": ("return self.gaussian_encoder(x)", "", "gives 2 values, expected one tensor of codes"),
@@ -270,7 +271,7 @@ class Many(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.attend(self.first(x).flatten(2).mT)
-        z = self.last(tokens.mean(1)).view(len(x), -1)
+        z = self.last(tokens.mean(1)).view(x.shape[0], -1)
         with torch.no_grad():
             size = z.square().sum(1, keepdim=True).sqrt()
         return torch.cat([z / (1 + size), nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)], 1)

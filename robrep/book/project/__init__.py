@@ -51,7 +51,7 @@ def _turned(shift: float, flip: bool = False) -> Augment:
 
 
 GAMES = {
-    "demo": Game("digits", 38, 300, 150, 40, 1000, 100_000, 20_000_000, 1_000_000, _turned(0.05)),
+    "demo": Game("digits", 26, 300, 150, 40, 1000, 100_000, 20_000_000, 1_000_000, _turned(0.05)),
     "lite": Game("mnist", 25, 500, 150, 100, 2000, 2_000_000, 200_000_000, 4_000_000, _turned(0.05)),
     "lite-cifar10": Game(
         "cifar10", 8, 500, 150, 100, 2000, 12_000_000, 2_000_000_000, 16_000_000, _turned(0.05, flip=True)

@@ -91,10 +91,10 @@ def traced(encoder: nn.Module, shape: tuple[int, int, int]) -> tuple[dict[str, A
             program = torch.export.export(encoder.eval(), (images,), dynamic_shapes=({0: batch},), strict=False)
             program = program.run_decompositions()
     except Exception as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        told = " ".join(str(error).split()) or type(error).__name__
         raise Refused(
-            f"encoder cannot be traced ({told[0][:200]}), expected a forward pass of PyTorch operators for any number "
-            "of images that does not depend on their values"
+            f"encoder cannot be traced ({told[:300]}), expected a forward pass of PyTorch operators that does not depend "
+            "on the values of the images, for any number of them (x.shape[0], not len(x))"
         ) from None
     kept = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
     lifted = program.graph_signature.inputs_to_lifted_tensor_constants
