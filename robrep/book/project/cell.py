@@ -7,6 +7,7 @@ judge). Its reply comes back as lines of JSON in a file that the judge opened; n
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import multiprocessing
@@ -203,7 +204,7 @@ def weights_of(folder: Path, numbers: int) -> dict[str, Tensor]:
     return weights
 
 
-def sent(model: Classifier) -> tuple[Any, Any, Any]:
+def sent(model: Any) -> tuple[Any, dict[str, Tensor], nn.Module]:
     """A judged model as :func:`tell_attacks` takes it: list of operators, weights and head."""
-    network: Any = model.encoder
-    return network.graph, network.weights, model.head
+    network = model.encoder
+    return network.graph, {name: t.cpu() for name, t in network.weights.items()}, copy.deepcopy(model.head).cpu()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ def network_of(folder: Path, game: Game, shape: tuple[int, int, int], seconds: f
         Refused: it cannot be judged.
     """
     weights = weights_of(folder, game.numbers)
-    nothing = {"refused": "its process ended without a reply"}
+    nothing: dict[str, Any] = {"refused": "its process ended without a reply"}
     *_, reply = nothing, *replies(tell_network, folder, shape, seconds=seconds, memory=memory)
     if "graph" not in reply:
         raise Refused(str(reply.get("refused", "its process has written into the judge's reply")))
