@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -19,11 +20,12 @@ from robrep import data
 from robrep.book.grade.confine import not_enforced
 from robrep.book.project import GAMES
 from robrep.book.project.__main__ import STARTER, main
-from robrep.book.project.judge import Board, Entry, _ranked, head_on, hidden, judge, network_of
-from robrep.book.project.network import Network, Refused, checked, traced
+from robrep.book.project.judge import WIDTH, Board, Entry, _ranked, head_on, hidden, judge, network_of
+from robrep.book.project.network import CONSTANTS, Network, Refused, checked, traced
 from robrep.rates import Rate
 
-RESULTS = Path(__file__).resolve().parent.parent / "book" / "results" / "vae_urkle"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "book" / "results" / "vae_urkle", (ROOT / "book" / "project.md").read_text(encoding="utf-8")
 SHAPE = (1, 8, 8)
 DEMO = GAMES["demo"]
 GAME = dataclasses.replace(DEMO, images=100, audited=40, steps=5, queries=50)
@@ -81,7 +83,6 @@ class Liar(torch.autograd.Function):
         return -grad  # downhill
 """
 MASKED = {
-    "rounded": "(2 * z).round() / 2",
     "straight-through": "z + ((2 * z).round() / 2 - z).detach()",
     "saturated": "(1000 * z).tanh()",
 }
@@ -110,6 +111,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
     root = tmp_path_factory.mktemp("class")
     submit(root / "plain", attack=BAD_ATTACK)
     submit(root / "robust", method="vae_urkle", attack=GOOD_ATTACK)
+    submit(root / "trap", re.search(r"```python\n(return .*)\n```", PAGE)[1])
     for name, code in {"linear": "z", "liar": "Liar.apply(z)", "nan": "z / (z - z)", **MASKED}.items():
         linear(root / name, code)
     submit(root / "dies", more="\nimport os\nos._exit(0)\n")
@@ -129,7 +131,7 @@ def test_honest_encoders_are_ranked_by_their_robustness(board: Board) -> None:
     assert abs(liar.robust.value - honest.robust.value) < 0.05, "a backward pass that lies changes nothing"
 
 
-@pytest.mark.parametrize("team", MASKED)
+@pytest.mark.parametrize("team", ["trap", *MASKED])
 def test_masked_encoders_are_not_ranked(board: Board, team: str) -> None:
     masked = entry(board, team)
     assert masked.robust is not None and masked.place is None and not masked.refused
@@ -345,6 +347,18 @@ def test_the_head_is_independent_of_the_scale_of_the_codes() -> None:
     assert (small.argmax(1) == digits.y_test).float().mean() > 0.94
     with pytest.raises(Refused, match="the same code"):
         head_on(pixels(0.0), digits)
+
+
+def test_the_page_says_what_the_judge_does() -> None:
+    """Its table of the scales, and its limits."""
+    for scale, game in GAMES.items():
+        row = re.search(rf"\| `{scale}` \| `{game.data}`.*", PAGE)[0]
+        numbers, flops = (text.strip() for text in row.split("|")[5:7])
+        assert f"| {game.radius}/255 | {game.images} |" in row
+        for said, limit in ((numbers, game.numbers), (flops, game.flops)):
+            count, _, word = said.partition(" ")
+            assert int(count.replace(",", "")) * {"": 1, "million": 10**6, "billion": 10**9}[word] == limit
+    assert f"D at most {WIDTH}" in PAGE and f"beyond {CONSTANTS:,} numbers" in PAGE
 
 
 def test_ties_are_shared_places() -> None:

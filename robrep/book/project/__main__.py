@@ -156,7 +156,7 @@ CSV = (
 
 
 def _numbers(entry: Entry) -> list[object]:
-    """A line of the CSV file; empty where there is no number."""
+    """A line of the CSV file; a cell without a number is empty."""
     rate = entry.robust
     robust = [f"{v:.4f}" for v in (rate.value, rate.low, rate.high)] if rate else ["", "", ""]
     clean, attack = ("" if r is None else f"{r.value:.4f}" for r in (entry.clean, entry.attack))

@@ -29,6 +29,7 @@ from robrep.suites import SuiteAttack, suite
 SECONDS = 60.0  # to build and trace an encoder, and for an attack on one encoder
 MEMORY = 8.0  # GiB
 WIDTH = 512  # largest dimension of a code
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # of a network that the judge runs
 
 
 @dataclass(eq=False)
@@ -209,8 +210,8 @@ def judge(
             network = network_of(folder, game, images.shape, seconds, memory).to(device)
             entry.model = Classifier(network, head_on(network, images), samples=0).eval()
             entry.numbers = sum(t.numel() for t in network.weights.values())
-        except Refused as refused:
-            entry.refused = str(refused)
+        except FAILURES as error:
+            entry.refused = _why(error)
         entry.seconds = time.perf_counter() - began
     seed = secrets.randbits(31) if seed is None else seed
     x, y = hidden(images, game, seed)
@@ -222,13 +223,20 @@ def judge(
         began = time.perf_counter()
         try:
             found[team] = _attacked(entry, x, y, attacks, threat, game, seed)
-        except (ValueError, FloatingPointError, RuntimeError) as error:
-            entry.refused, entry.clean, entry.robust = f"encoder cannot be judged ({error})", None, None
+        except FAILURES as error:
+            entry.refused, entry.clean, entry.robust = _why(error), None, None
         entry.seconds += time.perf_counter() - began
     judged = {team: entry for team, entry in judged.items() if not entry.refused}
     _exchanged(judged, found, x, y, threat, seed)
     _attacks_of(entries, folders, judged, x, y, threat, seed, seconds, memory)
     return Board(_ranked(entries, seed), str(threat), seed, len(x))
+
+
+def _why(error: Exception) -> str:
+    """Why an encoder is not judged, in one sentence."""
+    return (
+        str(error) if isinstance(error, Refused) else f"encoder cannot be judged ({' '.join(str(error).split())[:300]})"
+    )
 
 
 def _attacked(

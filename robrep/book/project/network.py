@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,20 +19,8 @@ from torch import Tensor, nn
 
 from robrep.book.grade.remote import DTYPES
 
-# What a network may be made of: operators that neither draw, remember, write in place nor look up addresses.
-VOCABULARY = frozenset(
-    """
-    convolution addmm mm bmm native_group_norm native_layer_norm _native_batch_norm_legit_no_training
-    max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d
-    add sub mul div neg reciprocal pow sqrt rsqrt exp expm1 log log1p log2 log10 sin cos tan asin acos atan atan2
-    sinh cosh tanh erf abs sign round floor ceil trunc remainder fmod clamp minimum maximum
-    relu leaky_relu elu gelu sigmoid hardtanh _softmax _log_softmax logsumexp _cdist_forward
-    eq ne lt le gt ge where logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not isnan isinf
-    sum mean amax amin max min var prod cumsum argmax argmin any sort topk
-    view permute expand unsqueeze squeeze slice select split_with_sizes cat flip repeat diagonal
-    constant_pad_nd reflection_pad2d replication_pad2d full full_like arange scalar_tensor sym_size
-    """.split()  # noqa: SIM905
-)
+# What a network may be made of: operators that do not draw, remember, write in place or look up addresses.
+VOCABULARY = frozenset(Path(__file__).with_name("operators.txt").read_text(encoding="utf-8").split())
 # copies and detached copies are what they copy: a gradient cannot be cut off
 SAME = frozenset(("alias", "clone", "detach", "detach_", "lift_fresh_copy", "_to_copy"))
 RANDOM = ("rand", "bernoulli", "normal", "dropout", "uniform", "multinomial")  # in the names of what draws
@@ -49,7 +38,7 @@ class Refused(ValueError):
 
 def _part(several: Any, index: Any) -> Any:
     if not isinstance(several, list | tuple):
-        raise TypeError(f"getitem of a {type(several).__name__}")
+        raise TypeError(f"index into a {type(several).__name__}")
     return several[index]
 
 
@@ -93,8 +82,8 @@ def traced(encoder: nn.Module, shape: tuple[int, int, int]) -> tuple[dict[str, A
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise Refused(
-            f"encoder cannot be traced ({told[:300]}), expected a forward pass of PyTorch operators that does not depend "
-            "on the values of the images, for any number of them (x.shape[0], not len(x))"
+            f"encoder cannot be traced ({told[:300]}), expected a forward pass of PyTorch operators that does not "
+            "depend on the values of the images, for any number of them (x.shape[0], not len(x))"
         ) from None
     kept = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
     lifted = program.graph_signature.inputs_to_lifted_tensor_constants
