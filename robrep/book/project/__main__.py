@@ -139,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board = judge(teams, GAMES[options.scale], seed=options.seed, device=device, **limits)
     rows = [row(entry, board) for entry in board.entries]
     widths = [max(len(line[i]) for line in [list(COLUMNS), *rows]) for i in range(len(COLUMNS) - 1)]
-    for line in [list(COLUMNS), *rows]:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        print(printable("  ".join([*cells, line[-1]]).rstrip()))
+    for cells in [list(COLUMNS), *rows]:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+        print(printable("  ".join([*padded, cells[-1]]).rstrip()))
     print(about(board))
     if options.csv:
         write_csv(options.csv, CSV, [_numbers(entry) for entry in board.entries])

@@ -141,7 +141,7 @@ def replies(job: Callable[..., None], *given: Any, seconds: float, memory: float
         memory: what it may use, GiB.
     """
     methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if hasattr(context, "set_forkserver_preload"):
         context.set_forkserver_preload([__name__, "robrep.book.project.warm"])
     with tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True) as scratch:

@@ -129,7 +129,7 @@ def hidden(images: Dataset, game: Game, seed: int) -> tuple[Tensor, Tensor]:
     return changed.mul(255).round().div(255), images.labels("test", ids)
 
 
-def head_on(encoder: Network, images: Dataset) -> nn.Sequential:
+def head_on(encoder: Network, images: Dataset) -> nn.Linear:
     """Logistic regression on standardised codes of the training images: the same for any scale of the codes.
 
     Raises:
@@ -202,7 +202,8 @@ def judge(
         seconds: to build and trace an encoder, and for an attack on each encoder.
         memory: what a participant's process may use, GiB.
     """
-    images, threat = load(game.data), Linf(game.eps)
+    images = load(game.data)
+    threat: Any = Linf(game.eps)
     entries = [Entry(folder.name) for folder in folders]
     for entry, folder in zip(entries, folders, strict=True):
         began = time.perf_counter()
@@ -239,9 +240,7 @@ def _why(error: Exception) -> str:
     )
 
 
-def _attacked(
-    entry: Entry, x: Tensor, y: Tensor, attacks: list[Rounded], threat: Linf, game: Game, seed: int
-) -> Tensor:
+def _attacked(entry: Entry, x: Tensor, y: Tensor, attacks: list[Rounded], threat: Any, game: Game, seed: int) -> Tensor:
     """Measure and audit an encoder; what the judge's attacks found."""
     assert entry.model is not None
     result = evaluate(entry.model, x, y, attacks, threat, seed=seed, batch_size=BATCH)
@@ -253,7 +252,7 @@ def _attacked(
 
 
 def _exchanged(
-    judged: dict[str, Entry], found: dict[str, Tensor], x: Tensor, y: Tensor, threat: Linf, seed: int
+    judged: dict[str, Entry], found: dict[str, Tensor], x: Tensor, y: Tensor, threat: Threat, seed: int
 ) -> None:
     """Try on each encoder what was found on the others: an attack that its own gradients mislead needs none of them."""
     for team, entry in judged.items():
@@ -271,7 +270,7 @@ def _attacks_of(
     judged: dict[str, Entry],
     x: Tensor,
     y: Tensor,
-    threat: Linf,
+    threat: Threat,
     seed: int,
     seconds: float,
     memory: float,

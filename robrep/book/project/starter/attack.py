@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from robrep.attacks import PGD, Linf
+from robrep.attacks import PGD, Threat
 from robrep.objectives import classifier_objective
 
 
-def attack(model: nn.Module, x: Tensor, y: Tensor, threat: Linf, seed: int) -> Tensor:
+def attack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
     """Images in the ball around x that the model gets wrong.
 
     Args:
