@@ -54,6 +54,7 @@ KIT = [  # the same, within robrep.book
     {"lab"},
     {"reproduce", "site"},
     {"grade"},
+    {"project"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 

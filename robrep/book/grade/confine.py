@@ -19,6 +19,7 @@ FILE_GIB = 1  # the largest file that may be written
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the system calls of Landlock
 _WRITE_FILE, _TRUNCATE, _REFER = 1 << 1, 1 << 14, 1 << 13
+_SIGNALS_AND_SOCKETS = 3  # scopes: of other processes
 _MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
 
 
@@ -52,7 +53,10 @@ def cut_network() -> None:
 
 
 def write_below(folder: Path) -> None:
-    """From now on files are made, changed and removed below ``folder`` only (and the null device)."""
+    """From now on files are made, changed and removed below ``folder`` only (and the null device).
+
+    From Linux 6.12 on, signals reach this process and its own children only.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(number: int, *arguments: object) -> int:
@@ -63,7 +67,9 @@ def write_below(folder: Path) -> None:
 
     version = call(_CREATE, None, ctypes.c_size_t(0), 1)
     rights = _WRITE_FILE | _MAKE_AND_REMOVE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    rules = call(_CREATE, rights.to_bytes(8, sys.byteorder), ctypes.c_size_t(8), 0)
+    handled = [rights, 0, _SIGNALS_AND_SOCKETS] if version >= 6 else [rights]  # files, network, scopes
+    ruleset = b"".join(right.to_bytes(8, sys.byteorder) for right in handled)
+    rules = call(_CREATE, ruleset, ctypes.c_size_t(len(ruleset)), 0)
     for place, allowed in ((folder, rights), (Path(os.devnull), rights & (_WRITE_FILE | _TRUNCATE))):
         at = os.open(place, os.O_PATH)
         below = allowed.to_bytes(8, sys.byteorder) + at.to_bytes(4, sys.byteorder)
@@ -75,19 +81,24 @@ def write_below(folder: Path) -> None:
     os.close(rules)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Limit this process, then become the command."""
-    folder, memory, _, *argv = arguments
+def confine(folder: Path, memory: float) -> None:
+    """Limit this process; ``memory`` is in GiB."""
     steps = (
-        (lambda: limit_memory(float(memory)), "memory is not limited"),
+        (lambda: limit_memory(memory), "memory is not limited"),
         (cut_network, "the network is not cut"),
-        (lambda: write_below(Path(folder)), "files can be written anywhere"),
+        (lambda: write_below(folder), "files can be written anywhere"),
     )
     for step, otherwise in steps:
         try:
             step()
         except (OSError, ImportError, AttributeError, ValueError) as error:
             print(f"{otherwise}: {error}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Limit this process, then become the command."""
+    folder, memory, _, *argv = arguments
+    confine(Path(folder), float(memory))
     os.execv(argv[0], argv)
 
 
