@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robrep.book.figures.base import (
-    GREY,
     Number,
     add_slider,
     array,
