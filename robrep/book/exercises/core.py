@@ -236,3 +236,53 @@ class LinearGaussian(nn.Module):
     def forward(self, x: Tensor) -> Gaussian:
         mean = x.flatten(1) @ self.weight.T
         return Gaussian(mean, torch.ones_like(mean))
+
+
+class Metered(nn.Module):
+    """A network that counts the images it is shown, and raises once there are more than its budget.
+
+    Args:
+        network: what is counted; called with a batch (N, ...).
+        images: the budget.
+    """
+
+    def __init__(self, network: nn.Module, images: int) -> None:
+        super().__init__()
+        self.network, self.images, self.left = network, images, images
+
+    def forward(self, x: Tensor) -> Any:
+        self.left -= len(x)
+        if self.left < 0:
+            raise RuntimeError(f"the budget of {self.images} images is spent")
+        return self.network(x)
+
+
+def call_metered(answer: Any, *given: Any) -> Any:
+    """:func:`call`, with a hint of its own for an answer that overdraws the budget of a :class:`Metered` network."""
+    try:
+        return call(answer, *given)
+    except Wrong as wrong:
+        if "the budget of" in wrong.seen:
+            raise Wrong(wrong.seen, "count every image that goes through, also those without a gradient.") from wrong
+        raise
+
+
+def descend(
+    objective: Callable[[Tensor], Tensor], x: Tensor, eps: float, steps: int, *, length: float = 2.5, noise: bool = True
+) -> Tensor:
+    """The attack of the references: steps along minus the sign of the gradient, in the ball of radius eps and in [0, 1].
+
+    Args:
+        objective: one number for images shaped like ``x``, to be made small.
+        x: images (N, ...).
+        eps: radius.
+        steps: how many.
+        length: of all steps together, in radii.
+        noise: start at a random point of the ball instead of x.
+    """
+    x_adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1) if noise else x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (g,) = torch.autograd.grad(objective(x_adv), x_adv)
+        x_adv = (x_adv.detach() - length * eps / steps * g.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+    return x_adv.detach()
