@@ -15,11 +15,14 @@ PORT ?= 8000
 ORDER ?= $(shell date +%j)
 SNAKEMAKE := $(PY) -m snakemake --snakefile book/Snakefile --configfile $(PLAN) --cores all
 
+LOWEST = $(shell $(PYTHON) -c "import tomllib; lines = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
+    print(*(line.replace('>=', '==') for line in lines))")
+
 STARTED := $(shell date +%s)
 # The installation is redone when what is asked for changes, or when the folder has moved (the install is editable).
 STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help install book serve test sweeps plan runs lint clean
+.PHONY: help install book serve test lowest sweeps plan runs queue next lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +34,8 @@ help:
 	@echo "make sweeps   run the recorded sweeps (CHAPTER=name runs one chapter's), at most 30 minutes a chapter"
 	@echo "make plan     what make runs would do, run by run, and what it is expected to cost"
 	@echo "make runs     the plan of book/runs.yaml, or of PLAN=file: chapters, scales, data sets, seeds, each run once"
+	@echo "make lowest   the library's tests with the lowest versions it allows, in an environment of their own"
+	@echo "make queue    what is worth running next on a GPU, and what it costs; make next (MINUTES=10) runs the first"
 	@echo "make lint     ruff (the chapters too) and mypy"
 	@echo "make install  only the installation, into $(VENV) (PYTHON=python3.12 chooses the interpreter)"
 	@echo "make clean    remove _build (the installation stays)"
@@ -67,6 +72,19 @@ plan: $(STAMP)
 
 runs: $(STAMP)
 	@$(SNAKEMAKE) --rerun-incomplete
+
+# The library's tests with the lowest versions that pyproject.toml allows
+lowest:
+	@$(PYTHON) -m venv $(VENV)-lowest
+	@$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check $(LOWEST) transformers safetensors hypothesis \
+	    foolbox pot pytest pytest-randomly pytest-xdist
+	@$(VENV)-lowest/bin/python -m pytest -q -n 2 $$(grep -L "robrep.book\|\"book\"\|MISTAKES\|spellchecker" tests/test_*.py)
+
+queue: $(STAMP)
+	@$(PY) -m robrep.book.queue
+
+next: $(STAMP)
+	@$(PY) -m robrep.book.queue --run $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(STAMP)
 	@$(PY) -m ruff check robrep tests benchmarks setup.py

@@ -88,7 +88,7 @@ def every(x: torch.Tensor) -> dict[str, go.Figure]:
 
 
 FRAMES = {
-    "attack_slider": 4, "accuracy_slider": 3, "trade_off": 3, "latent_clouds_slider": 4, "kl_picture": 16,
+    "attack_slider": 4, "accuracy_slider": 3, "latent_clouds_slider": 4, "kl_picture": 16,
     "kl_scale": 14, "kl_sigma": 14, "objective_surface": 5,
 }  # fmt: skip
 KEY_NUMBERS = {  # what the text alternative must say, worked out by hand from the data above
@@ -194,7 +194,7 @@ def test_rates_and_seeds_become_intervals() -> None:
     low, high = fig.data[1].customdata[0]
     assert low == pytest.approx(100 * rate.low, abs=0.01) and high == pytest.approx(100 * rate.high, abs=0.01)
     assert list(fig.data[1].customdata[1]) == [40, 60]
-    seeds = figures.trade_off({"AT": [{"β": 1, "clean": [0.9, 0.8, 0.7], "robust": 0.5}]}, slider=False).data[0]
+    seeds = figures.trade_off({"AT": [{"β": 1, "clean": [0.9, 0.8, 0.7], "robust": 0.5}]}).data[0]
     assert seeds.x == (80,) and seeds.error_x.array == (10,) and seeds.error_x.arrayminus == (10,)
 
 

@@ -25,8 +25,8 @@ from robrep.gaussians import Gaussian
 
 BYORL = [name.removeprefix("byorl.") for name in EXERCISES if name.startswith("byorl.")]
 RIGHT = {
-    "distance": "lambda q, z: 2 - 2 * torch.cosine_similarity(q, z)",
-    "target": "lambda xi, theta, tau: [tau * x + (1 - tau) * t.detach() for x, t in zip(xi, theta)]",
+    "memory": "lambda K, base: (1 - (1 - base) * (torch.arange(1, K + 1) * 90 / K).deg2rad().cos() ** 2).prod()",
+    "pseudo_labels": "lambda logits, y, labelled: logits.argmax(1).index_put((labelled,), y[labelled])",
 }
 
 
@@ -52,43 +52,47 @@ def expected(**found: str) -> dict[str, str]:
 
 CLASS: dict[str, tuple[list[Any], dict[str, str]]] = {
     "right": (
-        [f"check('byorl.{name}', {text})" for name, text in RIGHT.items()],
-        {"distance": "passed", "target": "passed"},
+        [
+            *(f"check('byorl.{name}', {text})" for name, text in RIGHT.items()),
+            f"check('byorl.read_few_steps', {'they differ ' * 8!r})",
+        ],
+        {"memory": "passed", "pseudo_labels": "passed", "read_few_steps": "noted"},
     ),
     "every-state": (
         [
             "assert SCALE == 'smoke'",
-            f"check('byorl.distance', {RIGHT['distance']})",
-            "check('byorl.rate', lambda k, n, base: base)",  # the wrong one
-            "def answer(*given): ...\ncheck('byorl.target', answer)",
-            "check('byorl.pseudo_labels', undefined_name)",
+            "check('byorl.memory', lambda K, base: base**K)",  # the wrong one
+            f"check('byorl.pseudo_labels', {RIGHT['pseudo_labels']})",
+            "def answer(*given): ...\ncheck('byorl.meter', answer)",
+            "check('byorl.best_epoch', undefined_name)",
             new_code_cell(
-                "check('byorl.spread', lambda z: 1 - torch.nn.functional.normalize(z).mean(0).square().sum())",
+                f"check('byorl.read_few_steps', {'they differ ' * 8!r})",
                 metadata={"tags": ["solution", "hide-cell"]},
             ),
         ],
-        {"distance": "passed", "rate": "wrong", "target": "empty", "pseudo_labels": "error"},
+        {"memory": "wrong", "pseudo_labels": "passed", "meter": "empty", "best_epoch": "error"},
     ),
     "other-ways-to-ask": (
         [
-            f"check(answer={RIGHT['distance']}, name='byorl.distance')",
+            f"check(answer={RIGHT['memory']}, name='byorl.memory')",
             "from robrep.book import exercises\nimport robrep.book.exercises.core as core",
-            f"for name, answer in {{'byorl.target': {RIGHT['target']}}}.items():\n    exercises.check(name, answer)",
-            "core.check('byorl.spread', lambda z: z.sum())",
+            f"for name, answer in {{'byorl.pseudo_labels': {RIGHT['pseudo_labels']}}}.items():\n"
+            "    exercises.check(name, answer)",
+            "core.check('byorl.meter', lambda a, b: a.sum())",
         ],
-        {"distance": "passed", "target": "passed", "spread": "wrong"},
+        {"memory": "passed", "pseudo_labels": "passed", "meter": "wrong"},
     ),
     "cheats-by-printing": (
         [
-            "print('✓ byorl.distance: passed.')  # check('byorl.distance', 0)",
-            "check('byorl.rate', lambda k, n, base: base)",
+            "print('✓ byorl.memory: passed.')  # check('byorl.memory', 0)",
+            "check('byorl.pseudo_labels', lambda logits, y, labelled: y)",
         ],
-        {"rate": "wrong"},
+        {"pseudo_labels": "wrong"},
     ),
     "cheats-by-redefining": (
         [
             "def check(name, answer):\n    print(f'✓ {name}: passed.')\n    return True",
-            "check('byorl.distance', lambda q, z: q)",
+            "check('byorl.memory', lambda K, base: K)",
         ],
         {},
     ),
@@ -97,36 +101,36 @@ CLASS: dict[str, tuple[list[Any], dict[str, str]]] = {
             """
             import dataclasses
             import robrep.book.exercises.core as core
-            easy = dataclasses.replace(core.EXERCISES["byorl.distance"], check=lambda answer: None)
-            core.EXERCISES["byorl.distance"] = easy
+            easy = dataclasses.replace(core.EXERCISES["byorl.memory"], check=lambda answer: None)
+            core.EXERCISES["byorl.memory"] = easy
             core.close = torch.allclose = lambda *given, **more: True
             core.compare = lambda *given: None
             """,
-            "check('byorl.distance', lambda q, z: q.sum(1))",
+            "check('byorl.memory', lambda K, base: base)",
             """
-            def within(xi, theta, tau):
+            def within(logits, y, labelled):
                 import robrep.book.exercises.byorl as here
                 here.compare = lambda *given: None
-                return xi
+                return y
 
-            check("byorl.target", within)
+            check("byorl.pseudo_labels", within)
             """,
             "from pathlib import Path\nPath(core.__file__).write_text('')",
         ],
-        {"distance": "wrong", "target": "wrong"},
+        {"memory": "wrong", "pseudo_labels": "wrong"},
     ),
     "hangs": (
         [
-            "while True:\n    pass\ncheck('byorl.rate', None)",
-            f"check('byorl.distance', {RIGHT['distance']})",
+            "while True:\n    pass\ncheck('byorl.meter', None)",
+            f"check('byorl.memory', {RIGHT['memory']})",
             "import time\nseen = []\ndef slow(*given):\n    seen.append(1)\n    time.sleep(60 * (len(seen) > 1))\n",
-            "check('byorl.target', slow)",
+            "check('byorl.pseudo_labels', slow)",
         ],
-        {"rate": "error", "distance": "passed", "target": "error"},
+        {"meter": "error", "memory": "passed", "pseudo_labels": "error"},
     ),
     "dies": (
-        [f"check('byorl.distance', {RIGHT['distance']})", "import os\nos._exit(1)", "check('byorl.target', 1)"],
-        {"distance": "passed", "target": "error"},
+        [f"check('byorl.memory', {RIGHT['memory']})", "import os\nos._exit(1)", "check('byorl.pseudo_labels', 1)"],
+        {"memory": "passed", "pseudo_labels": "error"},
     ),
     "is-greedy": (
         [
@@ -158,9 +162,9 @@ CLASS: dict[str, tuple[list[Any], dict[str, str]]] = {
             Path("mine.txt").write_text("in the scratch folder")
             assert len(failed) == 3 and "refused" not in failed[0] and held is None
             """,
-            f"assert len(failed) == 3 and Path('mine.txt').exists()\ncheck('byorl.distance', {RIGHT['distance']})",
+            f"assert len(failed) == 3 and Path('mine.txt').exists()\ncheck('byorl.memory', {RIGHT['memory']})",
         ],
-        {"distance": "passed"},
+        {"memory": "passed"},
     ),
 }
 
@@ -193,12 +197,12 @@ def test_the_class_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     assert [row["state"] for row in rows[:4]] == ["not run"] * 4
     messages = {row["exercise"]: row["message"] for row in rows[4:]}
     assert list(messages) == [f"byorl.{name}" for name in BYORL]
-    assert "Hint: " in messages["byorl.rate"] and "not yet" in messages["byorl.rate"]
-    assert messages["byorl.pseudo_labels"] == "NameError: name 'undefined_name' is not defined"
-    assert "ada.ipynb: 1 of 6 passed\n" in out and "  wrong   byorl.rate" in out
+    assert "Hint: " in messages["byorl.memory"] and "not yet" in messages["byorl.memory"]
+    assert messages["byorl.best_epoch"] == "NameError: name 'undefined_name' is not defined"
+    assert "ada.ipynb: 1 of 5 passed\n" in out and "  wrong   byorl.memory" in out
     assert [path.name for path in (tmp_path / "pages").iterdir()] == ["ada.html"]
     page = (tmp_path / "pages" / "ada.html").read_text()
-    assert "1 of 6 exercises passed" in page and "byorl.rate</td><td>wrong" in page and "<script" not in page
+    assert "1 of 5 exercises passed" in page and "byorl.memory</td><td>wrong" in page and "<script" not in page
     with pytest.raises(ChapterError, match="no cell checks an exercise"):
         grade.grade(tmp_path / "other.ipynb")
 

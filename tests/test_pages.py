@@ -26,7 +26,7 @@ FLAGS = [
     "--disable-sync",
 ]
 OWN = ("file:", "data:", "blob:", "about:")
-PLAIN = ("byo", "errata", "paper_against_ours")  # notebooks that need not begin with a picture
+PLAIN = ("byo", "errata")  # notebooks that need not begin with a picture
 
 
 def executable() -> str | None:

@@ -21,16 +21,17 @@ from robrep.book import results
 from robrep.attacks import Linf
 from robrep.audit import audit
 from robrep.book.exercises import check, hint
+from robrep.evaluation import wilson
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
 x = data.load("digits").images("test")[:20]
 found = audit(net, x, net(x).argmax(1), Linf(0.1))
 print(found)
 print(found.findings[0])
-check("vae_urkle.project", lambda x_adv, x, eps: x_adv)
-check("vae_urkle.project", lambda x_adv, x, eps: x_adv.clamp(x - eps, x + eps).clamp(0, 1))
-print(check("vae_urkle.project", None))
-hint("vae_urkle.project")
+check("vae_urkle.wilson", lambda k, n: (0.0, 1.0))
+check("vae_urkle.wilson", wilson)
+print(check("vae_urkle.wilson", None))
+hint("vae_urkle.wilson")
 print(results.Table([["98.0 ± 0.1", "3 × 3"]], ["–", "ε ≤ 1"], caption="→"))
 print(results.say("{:.1%} ± 1", 0.5), results.published("nguyen2022")[0], results.Fold("…", "²"))
 """
@@ -43,7 +44,7 @@ def test_everything_that_is_printed_degrades_to_what_the_console_has(encoding: s
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     said = done.stdout.decode(encoding)
     signs = {"ascii": "+x", "cp1252": "+x", "utf-8": "✓✗"}[encoding]
-    assert f"{signs[0]} vae_urkle.project: passed" in said and f"{signs[1]} vae_urkle.project: not yet" in said
+    assert f"{signs[0]} vae_urkle.wilson: passed" in said and f"{signs[1]} vae_urkle.wilson: not yet" in said
     assert f"{signs[0]} fine " in said
     assert {"ascii": "98.0 +- 0.1  3 x 3", "cp1252": "98.0 ± 0.1  3 × 3"}.get(encoding, "98.0 ± 0.1  3 × 3") in said
     assert {"ascii": "50.0 % +- 1"}.get(encoding, "50.0\xa0% ± 1") in said

@@ -4,10 +4,10 @@ Each chapter has two warm-ups, one *design* task, judged on models or data that 
 *interpret* in prose, and one *bug* to find in a plausible implementation.
 
 In a chapter an exercise is three cells: the question in Markdown; the reader's function whose body is ``...`` (for a
-bug, the faulty code; for a figure, an empty text), followed by ``check("vae_urkle.kl", my_kl)``; then one folded cell
-with the solution and the same check, tagged ``solution`` and ``hide-cell`` (and, for Colab and JupyterLab,
+bug, the faulty code; for a figure, an empty text), followed by ``check("vae_urkle.wilson", answer)``; then one folded
+cell with the solution and the same check, tagged ``solution`` and ``hide-cell`` (and, for Colab and JupyterLab,
 ``"cellView": "form"`` and ``"jupyter": {"source_hidden": true}``). A figure's model answer and rubric are a Markdown
-cell tagged ``solution``: a ``{dropdown}`` titled "Model answer and rubric (attacks.read_steps)", with lines such as
+cell tagged ``solution``: a ``{dropdown}`` titled "Model answer and rubric (attacks.read_noise)", with lines such as
 "- 2 points: ...". ``make book SOLUTIONS=no`` leaves every cell tagged ``solution`` out of the pages and of the
 notebooks offered for download: that is the student's version, and the same notebook is the teacher's.
 

@@ -6,9 +6,21 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robrep.book.exercises.core import Wrong, call, compare, exercise, random_tensor, returned
+from robrep.book.exercises.core import (
+    Unanswered,
+    Wrong,
+    attacked_images,
+    call,
+    compare,
+    exercise,
+    interpret,
+    random_tensor,
+    returned,
+)
+from robrep.book.exercises.hidden import DigitClassifier, attack_within, averaged_pgd, drawn_digits, share_right
+from robrep.random import generator
 
 
 def _norms(g: Tensor) -> Tensor:
@@ -16,115 +28,180 @@ def _norms(g: Tensor) -> Tensor:
 
 
 @exercise(
-    "attacks.project_l2",
-    "shrink the change of an image only if it is too long, and then all its pixels by one factor.",
-    "the norm runs over all of an image's pixels: (x_adv - x).flatten(1).norm(dim=1), one for each image.",
-    "factor = (eps / norm).clamp(max=1), shaped (N, 1, 1, 1); then (x + (x_adv - x) * factor).clamp(0, 1).",
-    learned="Clipping comes last and is safe: x is in [0, 1], so each clipped pixel moves towards it.",
+    "attacks.linear",
+    "how fast can the difference of two logits fall when the image moves by a length of 1?",
+    "by the dual norm of the difference of their weights: l1 for l-infinity, l2 for l2. Then divide, class by class.",
+    "gap = z_y - z_j, slope = |w_y - w_j| in the dual norm; the smallest gap / slope over j, and at least 0.",
+    learned="For a linear classifier this radius is exact, so an attack and a proof meet in it.",
 )
-def _check_project_l2(answer: Any) -> None:
-    """answer(x_adv, x, eps) -> the point of the l2 ball and of [0, 1]."""
-    eps = 0.5
-    x = 0.5 + 0.1 * random_tensor(40, 4, 1, 3, 3).clamp(-2, 2)
-    x[0, 0, 0, 0], x[1, 0, 0, 0] = 0.02, 0.99
-    delta = 0.4 * random_tensor(41, 4, 1, 3, 3)
-    delta[0, 0, 0, 0], delta[1, 0, 0, 0] = -0.6, 0.7
-    delta[3] = 0.02 * delta[3]
-    value = call(answer, x + delta, x.clone(), eps)
-    got = returned(value, x.shape, "return an image of the shape of x.")
-    norm = _norms(delta)
-    truth = (x + delta * (eps / norm).clamp(max=1)).clamp(0, 1)
-    whole = delta.norm()
-    mistakes = [
-        (x + delta * (eps / norm).clamp(max=1), "this stays in the ball but leaves [0, 1]."),
-        ((x + delta * eps / norm).clamp(0, 1), "a point that is inside the ball already must stay where it is."),
-        (x + delta * eps / norm, "a point that is inside the ball already must stay; and clip to [0, 1]."),
-        ((x + delta.clamp(-eps, eps)).clamp(0, 1), "this is the l-infinity ball: here all pixels share one budget."),
-        (
-            (x + delta * (eps / whole).clamp(max=1)).clamp(0, 1),
-            "you took one norm over the whole batch: each image has its own.",
-        ),
-        (truth - x, "you returned the change: add it to x."),
-        (
-            (x + delta * (eps / delta.flatten(1).abs().sum(1).view(-1, 1, 1, 1)).clamp(max=1)).clamp(0, 1),
-            "this is the l1 norm: take the square root of the sum of squares.",
-        ),
-        (
-            (x + delta * (eps / norm**2).clamp(max=1)).clamp(0, 1),
-            "the square root is missing from the norm.",
-        ),
-        (
-            (x + ((x + delta).clamp(0, 1) - x) * (eps / _norms((x + delta).clamp(0, 1) - x)).clamp(max=1)),
-            "you clipped first: allowed, but the equation shrinks first, and gives another point.",
-        ),
-    ]
-    compare(got, truth, "the worst pixel", mistakes, "shrink by min(1, eps / norm), then clip to [0, 1].")
-    still = returned(call(answer, x.clone(), x.clone(), eps), x.shape, "return an image of the shape of x.")
-    compare(still, x, "x' = x", [], "where nothing changed the norm is 0: guard the division.")
+def _check_linear(answer: Any) -> None:
+    """answer(W, b, x, y, p) -> (N,): the radius at which an image's class can first be changed."""
+    n, d, classes = 6, 8, 4
+    w, b, x = random_tensor(40, classes, d), random_tensor(41, classes), random_tensor(42, n, d)
+    w = w * torch.tensor([1.0, 0.3, 2.0, 5.0], dtype=torch.float64)[:, None]
+    z = x @ w.T + b
+    y = z.argmax(1)
+    y[0] = z[0].argmin()  # wrong before the attack
+    own = nn.functional.one_hot(y, classes).bool()
+    gap = (z.gather(1, y[:, None]) - z).masked_fill(own, math.inf)
+    difference = w[y][:, None] - w  # (N, C, d)
 
+    def radius(norm: float, change: Tensor = difference) -> Tensor:
+        return (gap / change.norm(norm, dim=2)).amin(1)
 
-@exercise(
-    "attacks.steepest",
-    "l-infinity lets every pixel move by the full length, so only the signs matter; l2 keeps the proportions.",
-    "for p = 2 divide each image's gradient by its own norm, and keep the norm away from 0.",
-    "g.sign() if p == math.inf else g / g.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, 1, 1, 1)",
-    learned="With it, the objective rises to first order by eps times the dual norm: l1 for l-infinity, l2 for l2.",
-)
-def _check_steepest(answer: Any) -> None:
-    """answer(g, p) -> directions of length 1 in the norm p, shape of g."""
-    g = random_tensor(42, 3, 2, 3, 3) * torch.tensor([1.0, 1e-6, 30.0], dtype=torch.float64).view(3, 1, 1, 1)
-    g[0, 0, 0, 0] = 0
-    for p in (math.inf, 2):
-        got = returned(call(answer, g.clone(), p), g.shape, "return a tensor of the shape of g.")
-        norm = _norms(g)
-        truth = g.sign() if p == math.inf else g / norm
-        peak = g.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    for p, dual in ((math.inf, 1), (2, 2)):
+        got = returned(call(answer, w.clone(), b.clone(), x.clone(), y.clone(), p), (n,), "one radius for each image.")
+        truth = radius(dual).clamp(min=0)
+        second = gap.argmin(1)
+        logits_first = gap.amin(1) / difference[torch.arange(n), second].norm(dual, dim=1)
         mistakes = [
-            (g, "this is the gradient itself: its length must not matter."),
-            (-truth, "the objective is to be made large: do not turn the gradient round."),
-            (g / g.norm(), "you took one norm over the whole batch: each image has its own."),
-            (g / norm**2, "divide by the norm, not by its square."),
-            (g / peak, "this has largest component 1: it is neither the l-infinity nor the l2 direction."),
-            (g / norm if p == math.inf else g.sign(), "the two norms are the wrong way round."),
-            (g / g.flatten(1).abs().sum(1).view(-1, 1, 1, 1), "this divides by the l1 norm."),
+            (radius(dual), "an image that is wrong already needs no change: its radius is 0."),
+            (radius(p).clamp(min=0), "the slope of a linear function over a ball is the *dual* norm of its weights."),
+            (radius(2).clamp(min=0), "over the l-infinity ball the steepest change gains the l1 norm of the weights."),
+            (gap.amin(1).clamp(min=0), "this is the gap of the logits: divide it by how fast it can fall."),
+            (radius(dual, w.expand(n, -1, -1)).clamp(min=0), "the label's logit falls too: w_y - w_j is the slope."),
+            (radius(dual, w[y][:, None]).clamp(min=0), "the other logit rises too: w_y - w_j is the slope."),
+            (logits_first.clamp(min=0), "the runner-up need not be reached first: take the minimum of the ratios."),
         ]
-        compare(got, truth, f"p = {p}", mistakes, "the direction has length 1 in its own norm, for each image.")
-        zero = returned(call(answer, torch.zeros_like(g), p), g.shape, "return a tensor of the shape of g.")
-        compare(zero.nan_to_num(nan=1.0), torch.zeros_like(g), "a gradient of zero", [], "0 / 0 is NaN: guard it.")
+        compare(got, truth, f"p = {p}", mistakes, "the smallest ratio of gap to slope over the other classes.")
 
 
 @exercise(
-    "attacks.eot",
-    "average what: logits, log-probabilities, probabilities or losses? The equation says it.",
-    "the probability of the label, averaged over s, then minus its logarithm.",
-    "logits.log_softmax(-1).logsumexp(0) - log S is the log of the averaged probabilities.",
-    learned="logsumexp averages probabilities without ever leaving the logarithm.",
+    "attacks.nearest",
+    "write down the conditions of a constrained minimum: the ball has one multiplier, each pixel has its own limits.",
+    "with the multiplier fixed, each pixel is clip(x + s (u - x)) with one s in [0, 1] for the whole image.",
+    "the distance of clip(x + s (u - x)) from x grows with s: find the largest s that keeps it within eps, by halving "
+    "an interval.",
+    learned="A pixel that is clipped spends less of the budget, and the others may spend what it leaves.",
 )
-def _check_eot(answer: Any) -> None:
-    """answer(logits, y) -> (N,): minus the log of the averaged probability of the label."""
-    samples, n, classes = 7, 4, 5
-    z, y = 2 * random_tensor(44, samples, n, classes), torch.tensor([0, 4, 2, 1])
-    got = returned(call(answer, z.clone(), y.clone()), (n,), "one loss for each image, shape (N,).")
-    index = y.expand(samples, n)[..., None]
-    log_p = z.log_softmax(-1)
-    p = log_p.exp()
-    truth = -p.mean(0).gather(1, y[:, None])[:, 0].log()
+def _check_nearest(answer: Any) -> None:
+    """answer(u, x, eps) -> the point of the l2 ball and of [0, 1] that is nearest to u."""
+    eps = 0.5
+    x = 0.5 + 0.2 * random_tensor(40, 4, 1, 3, 3).clamp(-2, 2)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 0.02, 0.99
+    delta = 0.5 * random_tensor(41, 4, 1, 3, 3)
+    delta[0, 0, 0, 0], delta[1, 0, 0, 0] = -0.9, 0.8
+    delta[3] = 0.02 * delta[3]
+    u = x + delta
+
+    def shrunk(change: Tensor) -> Tensor:
+        return change * (eps / _norms(change).clamp(min=1e-30)).clamp(max=1)
+
+    truth, ball, box = u, torch.zeros_like(x), torch.zeros_like(x)
+    for _ in range(2000):  # projections in turn, each corrected by its last change: they end at the nearest point
+        inside = x + shrunk(truth + ball - x)
+        ball = truth + ball - inside
+        truth = (inside + box).clamp(0, 1)
+        box = inside + box - truth
+    got = returned(call(answer, u.clone(), x.clone(), eps), x.shape, "return images of the shape of x.")
+    there = x + shrunk(u - x)
+    for _ in range(2000):
+        there = x + shrunk(there.clamp(0, 1) - x)
     mistakes = [
-        (-truth, "this is the log-probability: an attack makes the *loss* large."),
-        (-log_p.gather(2, index)[..., 0].mean(0), "you averaged losses: average probabilities, then the log."),
-        (-z.mean(0).log_softmax(-1).gather(1, y[:, None])[:, 0], "you averaged logits: take each softmax first."),
-        (-p.sum(0).gather(1, y[:, None])[:, 0].log(), "divide by the number of samples."),
-        (p.mean(0).gather(1, y[:, None])[:, 0], "this is the averaged probability: minus its logarithm is the loss."),
-        (-log_p[0].gather(1, y[:, None])[:, 0], "this is one sample: average over all of them."),
-        (-log_p.gather(2, index)[..., 0].sum(0), "you added the samples' losses: average their probabilities."),
+        ((x + shrunk(u - x)).clamp(0, 1), "this is the chapter's projection: it is in the set, but not nearest to u."),
+        (x + shrunk(u.clamp(0, 1) - x), "clip, then shrink: this is in the set, but clipped pixels are shrunk again."),
+        (x + shrunk(u - x), "this stays in the ball but leaves [0, 1]."),
+        (u.clamp(0, 1), "this is an image, but it is further than eps from x."),
+        (there, "projecting in turn ends in the set, but not at its nearest point."),
+        (truth - x, "you returned the change: add it to x."),
     ]
-    compare(got, truth, f"{samples} samples", mistakes, "softmax, mean over the first axis, minus log of the label's.")
-    big = torch.zeros(2, 1, 3, dtype=torch.float64)
-    big[:, 0, 1] = 1000.0
-    got = returned(call(answer, big, torch.tensor([0])), (1,), "one loss for each image, shape (N,).")
-    if not torch.isfinite(got).all():
-        raise Wrong(
-            "With logits of 1,000 the loss is not finite.",
-            "a softmax underflows to 0: stay in logarithms with log_softmax and logsumexp.",
-        )
-    compare(got, torch.tensor([1000.0], dtype=torch.float64), "logits of 1,000", [], "stay in logarithms throughout.")
+    compare(got, truth, "the worst pixel", mistakes, "one factor s for all pixels before clipping, as large as eps "
+            "allows.")  # fmt: skip
+    still = returned(call(answer, x.clone(), x.clone(), eps), x.shape, "return images of the shape of x.")
+    compare(still, x, "u = x", [], "a point that is already in the set must not move; mind a division by zero.")
+
+
+class _Rippled(nn.Module):
+    """A classifier that sees its images through a steep ripple of random phase, drawn anew in each call."""
+
+    def __init__(self, model: nn.Module, height: float, frequency: float) -> None:
+        super().__init__()
+        self.model, self.height, self.frequency = model, height, frequency
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x + self.height * torch.sin(self.frequency * x + 2 * math.pi * torch.rand_like(x)))
+
+
+NOISY_CALLS, DRAWS = 60, 30
+
+
+@exercise(
+    "attacks.noisy",
+    "the sign of one noisy gradient is mostly noise. What can be averaged before the sign is taken?",
+    "gradients of earlier steps point roughly the right way too: they cost nothing more.",
+    "add the gradients up, v = v + g, and step along the sign of the sum; or spend all samples on very few steps.",
+    learned="The sign is taken after the average: a pixel that has moved the wrong way costs a whole step.",
+    kind="design",
+)
+def _check_noisy(answer: Any, seed: int) -> str:
+    """answer(model, x, y, eps) -> attacked images, with 60 calls of a random model."""
+    eps, left, usual, clean = 0.15, [], [], []
+    for case in range(2):
+        g = generator("noisy", seed, case)
+        height, frequency = 0.018 + 0.004 * torch.rand(2, generator=g)[0].item(), 280 + 60 * torch.rand((), generator=g)
+        model = _Rippled(DigitClassifier(2 * seed + case), height, frequency.item())
+        x, y = drawn_digits(2 * seed + case, 100)
+        found = attack_within(answer, NOISY_CALLS, model, x, y, eps)
+        left.append(share_right(model, found, y, DRAWS))
+        usual.append(share_right(model, averaged_pgd(model, x, y, eps, samples=3), y, DRAWS))
+        clean.append(share_right(model, x, y, DRAWS))
+    ours, theirs, before = (sum(values) / len(values) for values in (left, usual, clean))
+    said = f"Your attack leaves {ours:.0%} of the images; 20 steps that average three samples each leave {theirs:.0%}."
+    if ours >= before - 0.02:
+        raise Wrong(said, "it breaks nothing: does it move, and does it make the loss large?")
+    if ours > 0.5:
+        text = "each step follows the sign of a gradient that is mostly ripple: average before you take a sign, and "
+        raise Wrong(said, text + "over fresh noise.")
+    if ours > theirs / 2:
+        raise Wrong(said, "half of that is asked: put more of the 60 samples behind each sign, old ones included.")
+    return said
+
+
+class _TwoHills(nn.Module):
+    """Scores (N,): a high hill where an image is brighter than 1/2 on average, a low one where it is darker."""
+
+    HIGH, LOW = 3.0, 1.0
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = (x.flatten(1).mean(1) - 0.5) / self.eps
+        return self.HIGH * t.clamp(min=0) + self.LOW * (-t).clamp(min=0)
+
+
+@exercise(
+    "attacks.restarts",
+    "attack one image alone, and then in a batch. Does it get the same?",
+    "which of the restarts is kept, and for whom?",
+    "scores has one entry for each image: keep a restart where its score is larger, with torch.where.",
+    learned="A mean over the batch hides that each image has a best restart of its own.",
+    kind="bug",
+)
+def _check_restarts(answer: Any) -> None:
+    """answer(objective, x, eps, steps, tries) -> x', with the best restart for each image."""
+    eps, steps, tries, n = 0.1, 10, 24, 16
+    hills = _TwoHills(eps)
+
+    def reached(rows: int) -> Tensor:
+        x = torch.full((rows, 1, 2, 2), 0.5, dtype=torch.float64)
+        return hills(attacked_images(call(answer, hills, x, eps, steps, tries), x, eps))
+
+    together, alone = reached(n), torch.cat([reached(1) for _ in range(n)])
+    high, low = 0.99 * hills.HIGH, 0.99 * hills.LOW
+    if (together >= high).all() and (alone >= high).all():
+        return
+    seen = f"Of {n} images in one batch {int((together >= high).sum())} reach the higher hill; alone, "
+    seen += f"{int((alone >= high).sum())} of them do."
+    if (alone >= high).all() and (together >= low).all():
+        raise Unanswered(seen)
+    if (together < low).any():
+        raise Wrong(seen, "not every image reaches a hill: do you start at random, ascend, and keep the moved image?")
+    raise Wrong(seen, "one restart in two finds the higher hill: is the best of all of them kept, or the last?")
+
+
+interpret(
+    "attacks.read_noise",
+    "compare points at equal heights of the two curves of the rippled model: how far apart are they along S?",
+)

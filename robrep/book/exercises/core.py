@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Exercise:
     """One exercise.
 
     Attributes:
-        name: chapter and exercise, such as "vae_urkle.kl".
+        name: chapter and exercise, such as "vae_urkle.wilson".
         check: called with the answer, and with a seed if ``kind`` is "design"; returns if the answer is right, else
             raises with a hint. It may return a sentence, which is printed with the pass.
         hints: from gentle to nearly the solution.
@@ -116,7 +117,7 @@ def check(name: str, answer: Any, *, seed: int = 0) -> Verdict:
     There is no hint before the first attempt: an exercise that is not answered is only named.
 
     Args:
-        name: the exercise, such as "vae_urkle.kl".
+        name: the exercise, such as "vae_urkle.wilson".
         answer: the reader's function (or number, or text, where the exercise asks for one).
         seed: draws the models or data that judge a design task. A grader takes another one than the chapters.
 
@@ -202,6 +203,13 @@ def attacked_images(value: Any, x: Tensor, eps: float, name: str = "x") -> Tenso
     if (got < 0).any() or (got > 1).any():
         raise Wrong(f"{name}' has left [0, 1].", "clamp to [0, 1] as well.")
     return got
+
+
+def one_number(value: Any) -> Tensor:
+    """The value, a number or a tensor that holds one, as a float64 tensor of shape (1,)."""
+    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
+        raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
+    return torch.tensor([float(value)], dtype=torch.float64)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:

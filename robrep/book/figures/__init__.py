@@ -41,6 +41,7 @@ from robrep.book.figures.judging import audit_matrix, certified_beside_attacked,
 from robrep.book.figures.kernel import control, live
 from robrep.book.figures.landscape import Plane, objective_line, objective_surface, plane
 from robrep.book.figures.latent import kl_picture, latent_clouds, umap_embed
+from robrep.book.figures.ledger import ledger_bars
 from robrep.book.figures.listing import source
 from robrep.book.figures.losses import bound_bars, training_curves
 from robrep.book.figures.rates import accuracy_against_radius, accuracy_slider, label_curve, trade_off
@@ -80,6 +81,7 @@ __all__ = [
     "kl_picture",
     "label_curve",
     "latent_clouds",
+    "ledger_bars",
     "linear_vulnerability_slider",
     "live",
     "mask_slider",

@@ -21,6 +21,7 @@ from robrep.book.figures.base import (
     error_bars,
     interval,
     intervals,
+    log_ticks,
     need,
     new_figure,
     reference_line,
@@ -55,8 +56,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
         values = {term: array([h.get(term, math.nan) for h in history], term) for term in terms}
         logs[name] = log and all((v[np.isfinite(v)] > 0).all() for v in values.values())
         seen = np.concatenate([v[np.isfinite(v)] for v in values.values()])
-        decades = logs[name] and seen.size and seen.max() > 10 * seen.min()
-        ticks[name] = "D2" if decades else None  # of a decade, only 2 and 5
+        marks = log_ticks(seen.min(), seen.max()) if logs[name] and seen.size else {}
+        few = len(marks.get("tickvals", ())) < 2  # a short axis, on which plotly writes whole numbers by itself
+        ticks[name] = {"tickvals": None, "ticktext": None} if few else marks
         told.append(
             f"{name}, epochs {epochs[0]} to {epochs[-1]}: "
             + ", ".join(f"{term} {v[0]:.3g} to {v[-1]:.3g}" for term, v in values.items())
@@ -79,8 +81,8 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, l
     fig.update_layout(showlegend=True)
     fig.update_xaxes(title_text="epoch", rangemode="tozero")
     fig.update_yaxes(title_text="loss term (mean over the epoch)")
-    axes = {name: {"type": "log" if logs[name] else "linear", "dtick": ticks[name]} for name in histories}
-    fig.update_yaxes(**axes[name], exponentformat="power")
+    axes = {name: {"type": "log" if logs[name] else "linear"} | ticks[name] for name in histories}
+    fig.update_yaxes(axes[name])
     if len(histories) > 1:
         buttons = [
             {

@@ -174,16 +174,14 @@ def trade_off(
     *,
     setting: str = "β",
     radius: float | None = None,
-    slider: bool = True,
 ) -> Figure:
-    """Robust against clean accuracy while one setting is swept; the slider rings the points of one value.
+    """Robust against clean accuracy while one setting is swept.
 
     Args:
         sweeps: method -> points {setting: value, "clean": ..., "robust": ...}. An accuracy is a number in [0, 1], a
             Rate, or one number for each seed: then the mean is drawn with bars from the lowest to the highest.
         setting: key and name of the setting swept.
         radius: the attack's radius, for the axis title.
-        slider: whether to add the slider (the points can also be read without it).
 
     Raises:
         ValueError: no point, or points without the setting or an accuracy.
@@ -191,7 +189,6 @@ def trade_off(
     import plotly.graph_objects as go
 
     look, told, drawn, ends = styles(need("sweeps", sweeps)), [], [], []
-    values: dict[float, list[tuple[float, float, str]]] = {}
     for name, points in sweeps.items():
         if not points:
             raise ValueError(f"sweep {name!r} is empty, expected at least one point")
@@ -202,8 +199,6 @@ def trade_off(
         clean, clean_low, clean_high = (100 * a for a in intervals((p["clean"] for p in points), "clean"))
         robust, low, high = (100 * a for a in intervals((p["robust"] for p in points), "robust"))
         labels = [f"{float(p[setting]):g}" for p in points]
-        for label, c, r in zip(labels, clean, robust, strict=True):
-            values.setdefault(float(label), []).append((c, r, name))
         told.append(
             f"{name}: " + ", ".join(f"{setting} {b} gives {c:.1f} % clean and {r:.1f} % robust"
                                     for b, c, r in zip(labels, clean, robust, strict=True))
@@ -227,7 +222,7 @@ def trade_off(
             )
         )
     at = f" at ε = {radius:g}" if radius is not None else ""
-    fig = new_figure(f"Robust against clean accuracy{at}. {'; '.join(told)}.", height=520 if slider else 430)
+    fig = new_figure(f"Robust against clean accuracy{at}. {'; '.join(told)}.", height=430)
     fig.add_traces(drawn)
     c, r = (np.concatenate([bar for each in ends for bar in each[i : i + 2]]) for i in (0, 2))  # bars are not cut
 
@@ -237,23 +232,6 @@ def trade_off(
 
     fig.update_xaxes(title_text="clean accuracy (%)", range=padded(c, 0.12, 0.06))
     fig.update_yaxes(title_text=f"robust accuracy{at} (%)", range=padded(r, 0.12, 0.12))
-    if slider:
-        fig.add_trace(go.Scatter())
-        frames = {
-            f"{value:g}": [
-                go.Scatter(
-                    x=rounded([p[0] for p in values[value]]),
-                    y=rounded([p[1] for p in values[value]]),
-                    name="<br>".join(f"{name} {x:.1f} / {y:.1f} %" for x, y, name in values[value]),
-                    mode="markers",
-                    marker={"symbol": "circle-open", "size": 20, "color": GREY, "line": {"width": 3}},
-                    hoverinfo="skip",
-                    showlegend=True,
-                )
-            ]
-            for value in sorted(values)
-        }
-        add_slider(fig, frames, [len(fig.data) - 1], f"clean / robust at {setting} = ")
     return fig
 
 

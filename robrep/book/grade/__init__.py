@@ -51,7 +51,7 @@ class Grade:
     """What became of one exercise.
 
     Attributes:
-        exercise: its name, such as "vae_urkle.kl".
+        exercise: its name, such as "vae_urkle.wilson".
         state: one of :data:`STATES`.
         message: what the check, or the error, said.
     """

@@ -213,10 +213,11 @@ class Count:
 def count(values: Iterable[PublishedValue], *, folder: str | os.PathLike[str] | None = None) -> Count:
     """Count published numbers, those among them that a recorded run answers, and those that it answers within the ±."""
     values = list(values)
-    return _count(values, answers(values, folder=folder))
+    return count_answers(values, answers(values, folder=folder))
 
 
-def _count(values: Sequence[PublishedValue], found: Sequence[Ours | None]) -> Count:
+def count_answers(values: Sequence[PublishedValue], found: Sequence[Ours | None]) -> Count:
+    """:func:`count` of numbers whose answers are known."""
     scales = [a.runs[0].scale for a in found if a]
     judged = [within(v, a) for v, a in zip(values, found, strict=True)]
     return Count(
@@ -299,7 +300,7 @@ def _fold(table: str, pairs: Sequence[tuple[PublishedValue, Ours | None]]) -> Fo
     if any(found):
         parts.append(_runs_table(values, found, f"The runs behind our numbers: {about}"))
     parts += [f"Note: {note}" for note in dict.fromkeys(v.note for v in values if v.note)]
-    c = _count(values, found)
+    c = count_answers(values, found)
     runnable = f"{c.commands} with a command" if c.commands else "no command"
     return Fold(f"{name}: {c.published} numbers, {runnable}, {c.rerun} re-run", *parts)
 
