@@ -52,7 +52,7 @@ def without_unit(f, x, y, eps):
         return (f(x_adv.clamp(0, 1)) - z).norm(dim=1).mean().item()
 
 
-def difference(right_a, right_b, draws=1000):
+def difference_answer(right_a, right_b, draws=1000):
     n = len(right_a)
     a, b = right_a.double(), right_b.double()
     differences = []
@@ -79,11 +79,11 @@ SOLUTIONS: dict[str, Any] = {
     "passes": lambda K, R: R * K + R / 2 + 0.5 + 2,
     "rank": spearman,
     "meter": meter,
-    "read_seconds": "The rows that are attacked in training take less time because they see fewer epochs, so they would "
-    "gain if all rows had the same seconds.",
+    "read_seconds": "The rows that are attacked in training take less time because they see fewer epochs, so they "
+    "would gain if all rows had the same seconds.",
     "difference": paired_difference,
 }
-GIVEN = {"difference": difference}
+GIVEN = {"difference": difference_answer}
 MISTAKES: list[tuple[str, Any, str]] = [
     ("passes", lambda K, R: R * K + R / 2 + 2, "the target looks at one view"),
     ("passes", lambda K, R: R * K + 2.5, "looked at once more"),
@@ -98,7 +98,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("meter", by_noise, "where no class lies"),
     ("meter", without_unit, "grows with the scale"),
     ("meter", lambda *given: -meter(*given), "turn it round"),
-    ("meter", lambda f, x, y, eps: [meter(f, x, y, eps) for _ in range(2)], "count every image"),
+    ("meter", lambda f, x, y, eps: [meter(f, x, y, eps) for _ in range(2)], "22 in all"),
     ("read_seconds", "They are faster.", "two or three sentences"),
     ("difference", lambda a, b: paired_difference(b, a), "not b minus a"),
     ("difference", lambda a, b: paired_difference(a, b, outside=0.1), "2.5 %"),

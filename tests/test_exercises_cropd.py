@@ -43,7 +43,7 @@ def from_x(m, f, x, eps):
     return (m(x) - x).square().mean() + 10 * (f(m(x_adv)) - f(m(x))).square().mean()
 
 
-def contrast_step(project, x, start, eps, tau):
+def step_answer(project, x, start, eps, tau):
     with torch.no_grad():
         p = torch.nn.functional.normalize(project(x))
     x_adv = start.clone().requires_grad_()
@@ -57,7 +57,7 @@ def contrast_step(project, x, start, eps, tau):
     return (others - (p * p_adv).sum(1) / tau).mean()
 
 
-def contrast_step_mended(project, x, start, eps, tau, sign=1, detach=None):
+def step_solution(project, x, start, eps, tau, sign=1, detach=None):
     p = torch.nn.functional.normalize(project(x))
     x_adv = start.clone().requires_grad_()
     similarity = torch.cosine_similarity(project(x_adv), p.detach()).sum()
@@ -75,11 +75,11 @@ SOLUTIONS: dict[str, Any] = {
     "floor": floor,
     "order": lambda own, hidden: torch.cat([own, hidden]).argsort(),
     "objective": objective,
-    "read_trade_off": "A clean head behind a pre-processor with a weight of 0.1 is better on both axes than a robust head "
-    "without the loss, so the head cannot replace it.",
-    "step": contrast_step_mended,
+    "read_trade_off": "A clean head behind a pre-processor with a weight of 0.1 is better on both axes than a robust "
+    "head without the loss, so the head cannot replace it.",
+    "step": step_solution,
 }
-GIVEN = {"step": contrast_step}
+GIVEN = {"step": step_answer}
 MISTAKES: list[tuple[str, Any, str]] = [
     ("floor", lambda n, tau: math.log(2 * n - 2) - 1 / tau, "at right angles"),
     ("floor", lambda n, tau: math.log(2 * n - 2) - 2 / tau, "opposite|at right angles|2 (N - 1)"),
@@ -96,8 +96,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("objective", lambda m, f, x, eps: (m(x) - x).square().mean(1), "one number"),
     ("objective", lambda m, f, x, eps: (m(x) - x).square().mean().detach(), "do not detach"),
     ("read_trade_off", "It gets better.", "two or three sentences"),
-    ("step", lambda *a: contrast_step_mended(*a, sign=-1), "subtract the sign"),
-    ("step", lambda *a: contrast_step_mended(*a, sign=0), "take the step"),
-    ("step", lambda *a: contrast_step_mended(*a, detach=True), "both need their gradient"),
-    ("step", lambda *a: contrast_step(*a).detach(), "without gradients"),
+    ("step", lambda *a: step_solution(*a, sign=-1), "subtract the sign"),
+    ("step", lambda *a: step_solution(*a, sign=0), "take the step"),
+    ("step", lambda *a: step_solution(*a, detach=True), "both need their gradient"),
+    ("step", lambda *a: step_answer(*a).detach(), "without gradients"),
 ]

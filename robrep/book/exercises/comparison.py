@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robrep.attacks import PGD, Linf
 from robrep.book.exercises.core import (
-    Metered,
     Unanswered,
     Wrong,
     call,
-    call_metered,
     compare,
-    descend,
     exercise,
     interpret,
+    one_number,
     random_tensor,
     returned,
 )
-
-
-def _number(value: Any) -> Tensor:
-    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
-        raise Wrong(f"Your function returned a {type(value).__name__}.", "return one number.")
-    return torch.tensor([float(value)], dtype=torch.float64)
+from robrep.book.exercises.hidden import call_within
+from robrep.objectives import cross_entropy
 
 
 @exercise(
@@ -40,7 +34,7 @@ def _number(value: Any) -> Tensor:
 def _check_passes(answer: Any) -> None:
     """answer(K, R) -> passes for one image and step of a method with R attacks of K steps on one of two views."""
     for steps, restarts in ((3, 2), (1, 1), (10, 4)):
-        got = _number(call(answer, steps, restarts))
+        got = one_number(call(answer, steps, restarts))
         attack = steps * restarts
         numbers = (2.5, 2.0, 2.5, 3.0, 2.5, 1.5, 3.5)
         looks = (restarts / 2, restarts / 2, 0, restarts / 2, restarts, restarts / 2, restarts / 2)
@@ -74,7 +68,7 @@ def _check_rank(answer: Any) -> None:
     for case, curved in (("nine methods", lambda v: -v.exp()), ("nine methods in random order", lambda v: 0 * v)):
         a = 2 * random_tensor(212, 9)
         b = curved(a) + 1.5 * random_tensor(213, 9)
-        got = _number(call(answer, a, b))
+        got = one_number(call(answer, a, b))
 
         def correlation(u: Tensor, v: Tensor) -> Tensor:
             return torch.corrcoef(torch.stack([u.double(), v.double()]))[0, 1].reshape(1)
@@ -95,10 +89,11 @@ def _check_rank(answer: Any) -> None:
 # --- design: a meter for codes ----------------------------------------------------------------------------------------
 
 CLASSES, EPS, MODELS, HADAMARD = 4, 0.08, 12, torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+BALL: Any = Linf(EPS)
 
 
 class MixedEncoder(nn.Module):
-    """Images (N, 24) to codes (N, 16): half of a code's directions tell of the class, half only of the last 8 pixels.
+    """Images (N, 1, 4, 6) to codes (N, 16): half of the directions tell of the class, half of the last 8 pixels.
 
     Args:
         fragile: how much it relies on pixels 8 to 15, whose signal an attack can hide.
@@ -106,6 +101,11 @@ class MixedEncoder(nn.Module):
         scale: of the whole code.
         generator: draws the rest.
     """
+
+    first: Tensor
+    second: Tensor
+    other: Tensor
+    turn: Tensor
 
     def __init__(self, fragile: float, idle: float, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class MixedEncoder(nn.Module):
         self.register_buffer("turn", scale * torch.linalg.qr(turn)[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x - 0.5
+        x = x.flatten(1) - 0.5
         telling = torch.tanh(x[:, :16] @ self.first.T) @ self.second.T
         return torch.cat([telling, x[:, 16:] @ self.other.T], 1) @ self.turn.T
 
@@ -139,7 +139,7 @@ class Bench:
         width = torch.tensor([0.1] * 8 + [0.02] * 8 + [0.2] * 8, dtype=torch.float64)
         y = torch.randint(CLASSES, (900,), generator=generator)
         x = 0.5 + means[y] + width * torch.randn(900, 24, generator=generator, dtype=torch.float64)
-        self.x, self.few, self.x_test = x.clamp(0, 1).split([500, 100, 300])
+        self.x, self.few, self.x_test = x.clamp(0, 1).view(900, 1, 4, 6).split([500, 100, 300])
         self.y, self.y_few, self.y_test = y.split([500, 100, 300])
         settings = zip(spread(0.15, 1.5), spread(1, 60), spread(0.1, 10), strict=True)
         self.encoders = [MixedEncoder(*setting, generator) for setting in settings]
@@ -156,11 +156,8 @@ class Bench:
         a = features(self.x)
         ridge = 1e-4 * len(a) * torch.eye(a.shape[1], dtype=torch.float64)
         weight = torch.linalg.solve(a.T @ a + ridge, a.T @ F.one_hot(self.y).double())
-        y = self.y_test
-        x_adv = descend(
-            lambda x_: -F.cross_entropy(10 * features(x_) @ weight, y, reduction="sum"), self.x_test, EPS, 20
-        )
-        return float(((features(x_adv) @ weight).argmax(1) == y).double().mean())
+        x_adv = PGD(20)(lambda x_, y_: cross_entropy(10 * features(x_) @ weight, y_), self.x_test, BALL, self.y_test)
+        return float(((features(x_adv) @ weight).argmax(1) == self.y_test).double().mean())
 
 
 def moved(f: nn.Module, x: Tensor, y: Tensor, eps: float) -> float:
@@ -168,7 +165,8 @@ def moved(f: nn.Module, x: Tensor, y: Tensor, eps: float) -> float:
     with torch.no_grad():
         z = f(x)
     means = torch.stack([z[y == k].mean(0) for k in y.unique()])
-    x_adv = descend(lambda x_: -(f(x_) - z).square().sum(), x, eps, 20)
+    ball: Any = Linf(eps)
+    x_adv = PGD(20)(lambda x_, z_: (f(x_) - z_).square().sum(1), x, ball, z)
     with torch.no_grad():
         return float((f(x_adv) - z).norm(dim=1).mean() / torch.pdist(means).mean())
 
@@ -188,10 +186,7 @@ def _check_meter(answer: Any, seed: int) -> str:
     rates = torch.tensor([bench.robust(f) for f in bench.encoders], dtype=torch.float64)
     given = bench.few, bench.y_few, EPS
     theirs = torch.tensor([moved(f, *given) for f in bench.encoders], dtype=torch.float64)
-    yours = torch.cat(
-        [_number(call_metered(answer, Metered(f, 22 * len(bench.few)), *(v.clone() for v in given[:2]), EPS))
-         for f in bench.encoders]
-    )  # fmt: skip
+    yours = torch.cat([one_number(call_within(answer, 22, f, *given)) for f in bench.encoders])
     if not yours.isfinite().all():
         raise Wrong("Your meter is not finite for some encoder.", "check divisions, and whether a matrix is singular.")
 
@@ -209,11 +204,11 @@ def _check_meter(answer: Any, seed: int) -> str:
     )
     if wrong <= bar:
         return found
-    if disordered(-yours) <= bar:
-        raise Wrong(found, "your meter is large for robust encoders: turn it round.")
     sizes = torch.tensor([float(f.turn.norm()) for f in bench.encoders], dtype=torch.float64)
     if torch.corrcoef(torch.stack([sizes, yours.abs()]).clamp(min=1e-12).log())[0, 1] > 0.7:
-        raise Wrong(found, "your meter grows with the scale of the code, which no head minds: divide by a unit.")
+        raise Wrong(found, "your meter grows with the scale of the code, on which no head depends: divide by a unit.")
+    if disordered(-yours) <= bar / 2:
+        raise Wrong(found, "your meter is large for robust encoders: turn it round.")
     raise Wrong(found, "a code can move far where no class lies: weigh directions by what a head can use.")
 
 
@@ -228,7 +223,7 @@ interpret(
 
 @exercise(
     "comparison.difference",
-    "two rows that answer every image alike differ by exactly 0, in every resample. In yours?",
+    "two rows that answer every image alike differ by exactly 0, in every draw. In yours?",
     "an image that is drawn for a has to be drawn for b as well.",
     "one i = torch.randint(n, (n,)) for both, in each draw.",
     learned="Rows under one protocol share their images: the difference of two is known better than either of them.",
@@ -244,12 +239,12 @@ def _check_difference(answer: Any) -> None:
         value = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in value])
     got = returned(value, (3,), "return three numbers: difference, lower and upper end.")
     d = a.double() - b.double()
-    paired, unpaired = (1.96 * (v / len(a)) ** 0.5 for v in (float(d.var()), float(a.double().var() + b.double().var())))
+    paired, unpaired = (1.96 * float(v / len(a)) ** 0.5 for v in (d.var(), a.double().var() + b.double().var()))
     middle, half = float(d.mean()), float(got[2] - got[1]) / 2
     if abs(float(got[0]) + middle) < 0.005:
         raise Wrong(f"The difference is {float(got[0]):.3f}.", "a minus b, not b minus a.")
     if abs(float(got[0]) - middle) > 0.005:
-        raise Wrong(f"The difference is {float(got[0]):.3f}; it should be {middle:.3f}.", "accuracy of a minus that of b.")
+        raise Wrong(f"The difference is {float(got[0]):.3f}, not {middle:.3f}.", "accuracy of a minus that of b.")
     if half < 0:
         raise Wrong("The lower end is above the upper one.", "the lower end comes first.")
     seen = f"The interval is ±{half:.3f} wide for two rows that differ in {int(d.abs().sum())} of {len(a)} images."
@@ -258,11 +253,11 @@ def _check_difference(answer: Any) -> None:
     for factor, text in (
         (1.645 / 1.96, "the quantiles are 2.5 % and 97.5 %."),
         (1 / 1.96, "this is one standard error to each side; an interval of 95 % has 1.96."),
-        (len(a) ** -0.5, "this is the scatter over the resamples, divided once more by the root of n."),
+        (len(a) ** -0.5, "this is the scatter over the draws, divided once more by the root of n."),
     ):
         if abs(half / paired / factor - 1) < 0.1:
             raise Wrong(seen, text)
     if abs(half / paired - 1) > 0.1:
-        raise Wrong(seen, f"resample images, the same for both rows: ±{paired:.3f}.")
+        raise Wrong(seen, f"draw images, the same for both rows: ±{paired:.3f}.")
     if abs(float(got[1] + got[2]) / 2 - middle) > 0.2 * paired:
-        raise Wrong(seen, "the ends are quantiles of the resampled differences, around their mean.")
+        raise Wrong(seen, "the ends are quantiles of the differences over all draws.")

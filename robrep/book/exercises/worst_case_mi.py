@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from robrep.attacks import PGD, Linf, batch_objective
 from robrep.book.exercises.core import (
-    Metered,
     Unanswered,
     Wrong,
     attacked_images,
     call,
-    call_metered,
     close,
     compare,
-    descend,
     exercise,
     interpret,
     random_tensor,
     returned,
 )
+from robrep.book.exercises.hidden import attack_within
 
 
 def _number(answer: Any) -> float:
@@ -43,8 +42,7 @@ def _entropy(p: Tensor) -> Tensor:
     "worst_case_mi.threshold",
     "the adversary can give the bit any probability between P[s > bound + reach] and P[s > bound - reach].",
     "the entropy of a coin is concave in its probability, so its minimum is at one of the two ends: compare both.",
-    "p = lambda t: 1 - (N(mean, std).cdf(t) + N(-mean, std).cdf(t)) / 2; "
-    "H(p(bound)) - min(H(p(bound + reach)), H(p(bound - reach)))",
+    "with p(t) the frequency of s > t over both halves: H(p(bound)) - min(H(p(bound + reach)), H(p(bound - reach))).",
     learned="A bit that is rare already has less to lose, and the adversary makes it rarer still.",
 )
 def _check_threshold(answer: Any) -> None:
@@ -105,6 +103,9 @@ def _check_fano(answer: Any) -> None:
 class TanhEncoder(nn.Module):
     """Images (N, 1, 6, 6) to codes (N, 6), by two layers that a generator draws and nothing trains."""
 
+    first: Tensor
+    second: Tensor
+
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         for name, shape, gain in (("first", (32, 36), 2.0), ("second", (6, 32), 1.5)):
@@ -116,25 +117,25 @@ class TanhEncoder(nn.Module):
 
 
 def noisy_information(z: Tensor, sigma: float, noise: Tensor) -> Tensor:
-    """I(i; z_i + sigma n) in nats, for codes z (N, D) of equally likely images and draws n (K, N, D) of the noise."""
+    """I(i; z_i + sigma n) in nats as a mean over i, shape (N,), for codes z (N, D) and draws n (K, N, D)."""
     apart = z[:, None] - z
     exponent = apart.square().sum(2) / sigma + 2 * torch.einsum("ijd,kid->kij", apart, noise)
-    return math.log(len(z)) - (-exponent / (2 * sigma)).logsumexp(2).mean()
+    return math.log(len(z)) - (-exponent / (2 * sigma)).logsumexp(2).mean(0)
 
 
 @exercise(
     "worst_case_mi.remove",
     "print the gradient of the information at the clean images. Which images get one, and how large is it?",
-    "two codes many sigma apart are told apart almost surely, so moving them a little closer changes nothing: attack "
-    "a quantity that still changes, such as the same sum with a wider kernel.",
-    "minus the mean over i of ln sum_j exp(-|z_i - z_j|^2 / (8 s^2)), with s falling from 3 sigma to sigma, and steps that "
-    "get shorter.",
+    "codes that lie many sigma apart are never confused, so moving them a little closer changes nothing: attack a "
+    "quantity that still changes, such as the same sum with a wider kernel.",
+    "minus the mean over i of ln sum_j exp(-|z_i - z_j|^2 / (8 s^2)), with s falling from 3 sigma to sigma, and steps "
+    "that get shorter.",
     learned="What an attack descends need not be what is reported; it has to slope where the images are.",
     kind="design",
 )
 def _check_remove(answer: Any, seed: int) -> str:
-    """answer(encoder, sigma, x, eps) -> x' with less information about the image in the noisy code."""
-    generator, eps, passes = torch.Generator().manual_seed(seed), 0.06, 20
+    """answer(encoder, x, sigma, eps) -> x' with less information about the image in the noisy code."""
+    generator, eps, calls = torch.Generator().manual_seed(seed), 0.06, 20
     encoder = TanhEncoder(generator)
     x = torch.rand(24, 1, 6, 6, generator=generator, dtype=torch.float64)
     noise = torch.randn(64, 24, 6, generator=generator, dtype=torch.float64)
@@ -142,24 +143,25 @@ def _check_remove(answer: Any, seed: int) -> str:
 
     def left(x_: Tensor) -> float:
         with torch.no_grad():
-            return float(noisy_information(encoder(x_), sigma, noise))
+            return float(noisy_information(encoder(x_), sigma, noise).mean())
 
     def information(x_: Tensor) -> Tensor:
         drawn = torch.randn(64, 24, 6, generator=generator, dtype=torch.float64)
-        return noisy_information(encoder(x_), sigma, drawn)
+        return -noisy_information(encoder(x_), sigma, drawn)
 
-    clean = left(x)
-    plain, together = (
-        clean - left(descend(objective, x, eps, passes, noise=False))
-        for objective in (information, lambda x_: (encoder(x_) - encoder(x_).mean(0)).square().sum())
-    )
-    got = attacked_images(call_metered(answer, Metered(encoder, passes * len(x)), sigma, x.clone(), eps), x, eps)
+    def together(x_: Tensor) -> Tensor:
+        return -(encoder(x_) - encoder(x_).mean(0)).square().sum(1)
+
+    ball: Any = Linf(eps)
+    search, clean = PGD(calls, random_start=False), left(x)
+    plain, nearer = (clean - left(search(batch_objective(o), x, ball)) for o in (information, together))
+    got = attack_within(answer, calls, encoder, x, sigma, eps)
     removed = clean - left(got)
     found = (
         f"Your attack removed {removed:.3f} of {clean:.2f} nats; as many steps down the information itself remove "
-        f"{plain:.3f}, towards the mean of all codes {together:.3f}."
+        f"{plain:.3f}, towards the mean of all codes {nearer:.3f}."
     )
-    if removed >= 2 * max(plain, together):
+    if removed >= 2 * max(plain, nearer):
         return found
     before, after = (float((v - v.mean(0)).square().sum()) for v in (encoder(x), encoder(got)))
     if after > 1.2 * before:
