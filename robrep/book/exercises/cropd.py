@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robrep.book.exercises.core import Wrong, call, compare, exercise, random_tensor, returned
-from robrep.evaluation import Z95
+from robrep.attacks import FGSM, PGD, Linf
+from robrep.book.exercises.core import (
+    Unanswered,
+    Wrong,
+    call,
+    close,
+    compare,
+    exercise,
+    interpret,
+    random_tensor,
+    returned,
+)
+from robrep.contrastive import adversarial_contrast
+from robrep.objectives import cross_entropy
 
 
 @exercise(
-    "cropd.contrast",
-    "normalise all vectors; the anchor of the sum is the clean one.",
-    "the sum runs over 2 (N - 1) vectors: clean and adversarial ones of the other images, and neither of one's own.",
-    "mask the diagonals of p @ p.T and p @ p_adv.T with -inf, put them side by side, and take logsumexp of them / tau.",
-    learned="The positive is not in the sum, so the loss has no floor at 0.",
+    "cropd.floor",
+    "take x' = x first. By Jensen's inequality the logarithm of the sum is at least ln(2 N - 2) plus the mean of its "
+    "exponents.",
+    "the cosines of N vectors with each other cannot all be -1: how low can their mean be, when |sum of p_i|^2 >= 0?",
+    "that mean is at least -1 / (N - 1), reached by the corners of a simplex: ln(2 N - 2) - (1 + 1 / (N - 1)) / tau.",
+    learned="The vectors of a larger batch get in each other's way: its floor comes close to that of right angles.",
 )
-def _check_contrast(answer: Any) -> None:
-    """answer(p, p_adv, tau) -> (N,): CRoPD's contrastive loss of projected vectors (N, D)."""
-    for case, tau in (("tau = 0.5", 0.5), ("tau = 0.1", 0.1)):
-        p, q = random_tensor(130, 6, 4), 3 * random_tensor(131, 6, 4)
-        u, v = F.normalize(p, dim=1), F.normalize(q, dim=1)
-        own = torch.eye(6, dtype=torch.bool)
-        clean, adversarial = u @ u.T / tau, u @ v.T / tau
-        positive = (u * v).sum(1) / tau
-        others = torch.cat([clean.masked_fill(own, -torch.inf), adversarial.masked_fill(own, -torch.inf)], dim=1)
-        turned = torch.cat(
-            [(v @ u.T / tau).masked_fill(own, -torch.inf), (v @ v.T / tau).masked_fill(own, -torch.inf)], 1
-        )
-        with_positive = torch.cat([clean.masked_fill(own, -torch.inf), adversarial], dim=1)
-        truth = others.logsumexp(1) - positive
-        got = returned(call(answer, p.clone(), q.clone(), tau), (6,), "return one number for each image, shape (N,).")
-        mistakes = [
-            (with_positive.logsumexp(1) - positive, "that is NT-Xent: here the positive is not part of the sum."),
-            (
-                torch.cat([clean, adversarial], 1).logsumexp(1) - positive,
-                "leave an image's own two vectors out of the sum.",
-            ),
-            (turned.logsumexp(1) - positive, "the anchor of the sum is the clean vector, not the adversarial one."),
-            (
-                clean.masked_fill(own, -torch.inf).logsumexp(1) - positive,
-                "adversarial vectors of the others count, too.",
-            ),
-            (-truth, "the sign: the loss falls as positives agree."),
-            (others.logsumexp(1) - positive * tau, "tau divides the similarity of the positives as well."),
+def _check_floor(answer: Any) -> None:
+    """answer(N, tau) -> the lowest mean of CRoPD's loss that N images can have, in at least N - 1 dimensions."""
+    for n, tau in ((8, 0.1), (2, 0.5), (32, 0.5)):
+        value = call(answer, n, tau)
+        got = returned(torch.as_tensor(value, dtype=torch.float64), (), "return one number.")
+        corners = torch.eye(n, dtype=torch.float64) - 1 / n
+        truth = adversarial_contrast(corners, corners, tau).mean()
+        others = math.log(2 * n - 2)
+        values: list[tuple[Any, str]] = [
+            (others - 1 / tau, "this is the value at right angles: the vectors of different images can do better."),
+            (others - 2 / tau, "not all pairs can be opposite: two vectors opposite to a third one are equal."),
+            (truth - math.log(2), "clean and attacked vectors of the others: 2 (N - 1) of them."),
+            (truth + math.log(n / (n - 1)), "an image's own two vectors are not in the sum."),
+            (math.log1p(math.exp(float(truth))), "that is NT-Xent: here the positive is not in the sum."),
+            (others - 1 - 1 / (n - 1), "tau divides all cosines."),
         ]
-        compare(got, truth, case, mistakes, "log of the sum over the others, minus the positive, all over tau.")
+        mistakes = [(torch.tensor(float(wrong), dtype=torch.float64), text) for wrong, text in values]
+        compare(got, truth, f"N = {n}, tau = {tau}", mistakes, "ln(2 N - 2) minus what the cosines give, over tau.")
 
 
 @exercise(
@@ -80,108 +83,196 @@ def _check_order(answer: Any) -> None:
         compare(got, sequence.argsort().double(), case, mistakes, "sequence[index] has to be 0, 1, 2, ...")
 
 
-@exercise(
-    "cropd.worst_case",
-    "an image is robust if no attack broke it.",
-    "rights.all(dim=0) over the attacks, then the mean over the images.",
-    learned="An ensemble can never be above one of its parts.",
-)
-def _check_worst_case(answer: Any) -> None:
-    """answer(rights) -> the pointwise worst case of bool (A, N): whether attack a left image n right."""
-    for case, seed in (("3 attacks on 40 images", 132), ("5 attacks on 200 images", 133)):
-        shape = (3, 40) if seed == 132 else (5, 200)
-        rights = random_tensor(seed, *shape) > -0.5
-        value = call(answer, rights.clone())
-        got = returned(torch.as_tensor(value, dtype=torch.float64), (), "return one number.").view(1)
-        share = rights.double()
-        mistakes = [
-            (share.mean(1).min().view(1), "that is the strongest single attack: another may break other images."),
-            (share.mean().view(1), "that is the mean over the attacks: an attacker takes the best one for each image."),
-            (rights.any(0).double().mean().view(1), "one attack is enough to break an image: all, not any."),
-            (rights.all(0).double().sum().view(1), "divide by the number of images."),
-        ]
-        compare(got, rights.all(0).double().mean().view(1), case, mistakes, "the share of images that no attack broke.")
+# --- design: a cleaner for a model that one may look into -------------------------------------------------------------
+
+DIMS, CLASSES, EPS = 48, 4, 0.1
+BALL: Any = Linf(EPS)
 
 
-@exercise(
-    "cropd.sample_size",
-    "the standard error of a rate p over n images is the square root of p (1 - p) / n.",
-    "half = 1.96 * (rate * (1 - rate) / n) ** 0.5, solved for n.",
-    learned="A table with intervals tells how many images stand behind it.",
-)
-def _check_sample_size(answer: Any) -> None:
-    """answer(rate, half) -> n: how many images a 95 % interval rate ± half implies; both in [0, 1]."""
-    for rate, half in ((0.5, 0.01), (0.034, 0.006), (0.9, 0.02)):
-        value = call(answer, rate, half)
-        got = returned(torch.as_tensor(value, dtype=torch.float64), (), "return one number.").view(1)
-        truth = torch.tensor([Z95**2 * rate * (1 - rate) / half**2], dtype=torch.float64)
-        if abs(got - truth) <= 0.01 * truth:  # 1.96, or a number of images that was rounded
-            continue
-        mistakes = [
-            (truth / Z95**2, "the interval is 1.96 standard errors to each side."),
-            (truth / 4, "`half` is the half width: do not halve it again."),
-            (truth * 4, "the half width is given, not the whole."),
-            (truth * half, "the half width comes in squared."),
-            (truth / (1 - rate), "the variance is p (1 - p)."),
-        ]
-        near = [(got, text) for wrong, text in mistakes if abs(got - wrong) <= 0.01 * wrong]
-        compare(got, truth, f"{rate} ± {half}", near, "n = 1.96² p (1 - p) / half².")
+class Cleaner(nn.Module):
+    """A pre-processor of images (N, 1, 6, 8): ``encode`` gives latent vectors (N, 16), a call the cleaned images."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = (torch.randn(shape, dtype=torch.float64) for shape in ((16, DIMS), (DIMS, 16)))
+        self.first = nn.Parameter(first / DIMS**0.5)
+        self.second = nn.Parameter(second / 8)
 
-class _Steps(nn.Module):
-    """A pre-processor whose gradient says nothing: it rounds."""
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.tanh((x.flatten(1) - 0.5) @ self.first.T)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x * 4).round() / 4
+        return (self.encode(x) @ self.second.T + 0.5).view_as(x)
 
 
-@exercise(
-    "cropd.straight_through",
-    "the value has to be m(x), the gradient that of x.",
-    "what is detached counts as a constant: x plus a constant that happens to be m(x) - x.",
-    "x + (m(x) - x).detach()",
-    learned="An attack must not depend on the defender's gradients alone.",
-)
-def _check_straight_through(answer: Any) -> None:
-    """answer(m, x) -> m(x), with the gradient of x."""
-    weight = random_tensor(134, 12, 12)
-    linear = nn.Linear(12, 12, bias=False).double()
+class Frozen(nn.Module):
+    """A foundation model: images (N, 1, 6, 8) to codes (N, 12), most sensitive to the pixels that vary least."""
+
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, spread: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        first, second = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((32, DIMS), (12, 32)))
+        self.register_buffer("first", 0.17 * first / (DIMS**0.5 * spread))
+        self.register_buffer("second", second / 32**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh((x.flatten(1) - 0.5) @ self.first.T) @ self.second.T
+
+
+class Chain:
+    """Images and a frozen model that a generator draws, and what a trained cleaner in front of it is worth.
+
+    The class moves 8 pixels by 0.2, which no attack of radius 0.1 can hide, and 40 pixels by 0.05, which it can.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.seed = int(torch.randint(2**31, (), generator=generator))
+        while True:  # the nearest two classes differ in two of the eight pixels
+            signs = torch.randint(0, 2, (CLASSES, DIMS), generator=generator).double() * 2 - 1
+            if torch.cdist(signs[:, :8], signs[:, :8], p=0).fill_diagonal_(DIMS).min() == 2:
+                break
+        size, spread = (torch.tensor([a] * 8 + [b] * 40, dtype=torch.float64) for a, b in ((0.2, 0.05), (0.1, 0.02)))
+        y = torch.randint(CLASSES, (712,), generator=generator)
+        x = 0.5 + (size * signs)[y] + spread * torch.randn(712, DIMS, generator=generator, dtype=torch.float64)
+        self.x, self.x_test = x.clamp(0, 1).view(712, 1, 6, 8).split([512, 200])
+        self.y, self.y_test = y.split([512, 200])
+        self.foundation = Frozen(spread, generator)
+
+    def trained(self, loss: Callable[[Cleaner, Frozen, Tensor, float], Any]) -> tuple[float, float]:
+        """Clean and robust accuracy (PGD-20) of the chain after 100 steps on a loss."""
+        torch.manual_seed(self.seed)
+        m, f = Cleaner(), self.foundation
+        updater = torch.optim.Adam(m.parameters(), lr=0.01)
+        for _ in range(100):
+            batch = self.x[torch.randint(len(self.x), (64,))]
+            updater.zero_grad()
+            loss(m, f, batch, EPS).backward()
+            updater.step()
+        m.requires_grad_(False)
+        codes = F.pad(f(m(self.x)), (0, 1), value=1.0)
+        ridge = 0.512 * torch.eye(codes.shape[1], dtype=torch.float64)
+        weight = torch.linalg.solve(codes.T @ codes + ridge, codes.T @ F.one_hot(self.y).double())
+
+        def logits(x: Tensor) -> Tensor:
+            return 10 * F.pad(f(m(x)), (0, 1), value=1.0) @ weight
+
+        x_adv = PGD(20)(lambda x_, y_: cross_entropy(logits(x_), y_), self.x_test, BALL, self.y_test)
+        clean, robust = ((logits(x_).argmax(1) == self.y_test).double().mean() for x_ in (self.x_test, x_adv))
+        return float(clean), float(robust)
+
+
+def cropd_loss(m: Cleaner, f: Frozen, x: Tensor, eps: float) -> Tensor:
+    """The reference: CRoPD with a weight of 1, which never looks at f."""
     with torch.no_grad():
-        linear.weight.copy_(weight)
-    for case, m in (("a pre-processor that rounds", _Steps()), ("a linear pre-processor", linear)):
-        x = random_tensor(135, 5, 12).requires_grad_()
-        value = call(answer, m, x)
-        got = returned(value, (5, 12), "return images of the shape of x.")
-        compare(
-            got, m(x).detach(), case, [(x.detach(), "the value is not m(x): add what m changes.")], "the value is m(x)."
-        )
-        if not value.requires_grad:
-            raise Wrong(f"For {case} no gradient reaches x.", "detach the difference m(x) - x only.")
-        slope = torch.autograd.grad((value * random_tensor(136, 5, 12)).sum(), x, allow_unused=True)[0]
-        if slope is None or not torch.allclose(slope, random_tensor(136, 5, 12)):
-            raise Wrong(f"For {case} the gradient is not that of x.", "m's own gradient still gets through: detach it.")
+        p = m.encode(x)
+    seed, ball = int(torch.randint(2**31, ())), cast(Any, Linf(eps))
+    x_adv = FGSM()(lambda x_, p_: -F.cosine_similarity(m.encode(x_), p_), x, ball, p, seed=seed)
+    contrast = adversarial_contrast(m.encode(x), m.encode(x_adv)).mean()
+    return (m(x) - x).square().mean() + contrast
 
 
 @exercise(
-    "cropd.averaged",
-    "average probabilities, not losses and not logits.",
-    "-(logits.softmax(2).mean(0)) of the label, as a logarithm.",
-    "log_p = logits.log_softmax(2).logsumexp(0) - log(S); take -log_p at the label.",
-    learned="Its gradient is what an attack on a model with random masks has to follow.",
+    "cropd.objective",
+    "the classifier sees f(m(x')). Does CRoPD's loss contain f?",
+    "ask that what f sees after the attack is what it saw of the clean image: compare f(m(x')) with f(x).",
+    "(m(x) - x).square().mean() + 10 * (f(m(x_adv)) - f(x)).square().mean(), x_adv from two sign steps that make the "
+    "second term large, from a random start.",
+    learned="Frozen is not hidden: a gradient through the foundation model costs nothing but time.",
+    kind="design",
 )
-def _check_averaged(answer: Any) -> None:
-    """answer(logits, y) -> (N,): -log of the mean probability of the label over S passes; logits (S, N, C)."""
-    logits, y = 3 * random_tensor(137, 7, 5, 4), torch.tensor([0, 3, 1, 2, 2])
-    p = logits.softmax(2).mean(0)[torch.arange(5), y]
-    got = returned(call(answer, logits.clone(), y.clone()), (5,), "return one number for each image, shape (N,).")
-    losses = torch.stack([F.cross_entropy(part, y, reduction="none") for part in logits])
-    mistakes = [
-        (losses.mean(0), "that is the mean of the losses: the mean goes inside the logarithm."),
-        (F.cross_entropy(logits.mean(0), y, reduction="none"), "that averages logits: probabilities are averaged."),
-        (p, "that is the probability: take minus its logarithm."),
-        (losses[0], "that is one pass."),
-        (-losses.neg().logsumexp(0), "divide the sum by the number of passes."),
-    ]
-    compare(
-        got, -p.log(), "7 passes over 5 images", mistakes, "-log of the mean over passes of the label's probability."
+def _check_objective(answer: Any, seed: int) -> str:
+    """answer(m, f, x, eps) -> loss of a batch, for the cleaner m in front of the frozen f."""
+
+    def loss(m: Cleaner, f: Frozen, x: Tensor, eps: float) -> Tensor:
+        value = call(answer, m, f, x.clone(), eps)
+        returned(value, (), "return one number, the mean over the batch.")
+        if not value.requires_grad:
+            raise Wrong("The loss carries no gradient.", "it is minimised over m's parameters: do not detach it.")
+        if not value.isfinite():
+            raise Wrong("The loss is not finite.", "check logarithms, divisions and the learning rate's share.")
+        return value
+
+    generator = torch.Generator().manual_seed(seed)
+    cases = [Chain(generator) for _ in range(3)]
+    theirs, yours = (torch.tensor([case.trained(of) for case in cases]).mean(0).tolist() for of in (cropd_loss, loss))
+    found = (
+        f"Trained with your loss, three chains keep {100 * yours[1]:.0f} % under attack and {100 * yours[0]:.0f} % "
+        f"clean; with CRoPD's {100 * theirs[1]:.0f} % and {100 * theirs[0]:.0f} %."
     )
+    if yours[0] < 0.9 * theirs[0]:
+        raise Wrong(found, "the clean accuracy is gone: a constant image may satisfy your loss.")
+    if 1 - yours[1] <= 0.8 * (1 - theirs[1]):
+        return found
+    if yours[1] < 0.5 * theirs[1]:
+        raise Wrong(found, "the loss has to see attacked images; an attack must not start where its gradient is 0.")
+    raise Wrong(found, "the cleaner may lose whatever f does not need: let the loss look at what f makes of m(x').")
+
+
+interpret(
+    "cropd.read_trade_off",
+    "compare a head trained under attack without the contrastive loss with a clean head behind a little of it.",
+)
+
+
+# --- bug: a contrastive step ------------------------------------------------------------------------------------------
+
+
+class _Project(nn.Module):
+    """Images (N, 12) to projected vectors (N, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(random_tensor(140, 5, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight.T)
+
+
+@exercise(
+    "cropd.step",
+    "compare the parts of the loss that a change of the weights would change with those that backward() reaches.",
+    "the attack may treat p as a constant. May the loss?",
+    "compute project(x) once more for the loss, with its gradient.",
+    learned="A constant for the attack is not a constant for the training step; the value alone does not tell.",
+    kind="bug",
+)
+def _check_step(answer: Any) -> None:
+    """answer(project, x, start, eps, tau) -> the mean contrastive loss at one FGSM step from start."""
+    eps, tau, project = 0.1, 0.5, _Project()
+    x = 0.5 + 0.3 * torch.tanh(random_tensor(141, 6, 12))
+    start = x + eps * torch.tanh(random_tensor(142, 6, 12))
+    with torch.no_grad():
+        p = project(x)
+
+    def loss(sign: float, clean: Tensor, detached: bool = False) -> Tensor:
+        moved = start.clone().requires_grad_()
+        (g,) = torch.autograd.grad(F.cosine_similarity(project(moved), p).sum(), moved)
+        p_adv = project((start - sign * eps * g.sign()).clamp(x - eps, x + eps).clamp(0, 1))
+        return adversarial_contrast(clean, p_adv.detach() if detached else p_adv, tau).mean()
+
+    def slope(value: Tensor) -> Tensor:
+        return torch.autograd.grad(value, project.weight)[0]
+
+    value = call(answer, project, x.clone(), start.clone(), eps, tau)
+    got, truth = returned(value, (), "return one number, the mean over the batch."), loss(1, project(x))
+    mistakes = [
+        (loss(-1, project(x)).detach(), "the attack makes the similarity small: subtract the sign."),
+        (loss(0, project(x)).detach(), "this is the loss at the random start: take the step."),
+    ]
+    compare(got, truth.detach(), "a batch of six", mistakes, "the value of the given code was right.")
+    if not value.requires_grad:
+        raise Wrong("The loss carries no gradient.", "only the attack may be without gradients.")
+    grad, right = slope(value), slope(truth)
+    seen = (
+        f"The value is right, {float(got):.4f}. Its gradient in the weights has length {float(grad.norm()):.3f}; "
+        f"that of the equation has length {float(right.norm()):.3f}."
+    )
+    if close(grad, right):
+        return
+    if close(grad, slope(loss(1, p))):
+        raise Unanswered(seen)
+    if close(grad, slope(loss(1, project(x), detached=True))):
+        raise Wrong(seen, "now the attacked vectors are constants: both need their gradient.")
+    raise Wrong(seen, "x' is data, but p and p' are both computed by the network that is trained.")

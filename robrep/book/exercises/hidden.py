@@ -68,20 +68,24 @@ class Budget(nn.Module):
         return self.model(x)
 
 
-def attack_within(answer: Any, calls: int, model: nn.Module, x: Tensor, *more: Any) -> Tensor:
-    """The images that ``answer(model, x, *more)`` finds within a budget of calls; ``more`` ends with the radius.
-
-    They are checked to be in the ball around ``x`` and in [0, 1].
-    """
+def call_within(answer: Any, calls: int, model: nn.Module, x: Tensor, *more: Any) -> Any:
+    """``answer(model, x, *more)`` with a budget of calls of the model on all of ``x``; with its own hint."""
     given = [value.clone() if isinstance(value, Tensor) else value for value in (x, *more)]
     try:
-        found = call(answer, Budget(model, calls, len(x)), *given)
+        return call(answer, Budget(model, calls, len(x)), *given)
     except Wrong as wrong:
         if "the budget of" not in wrong.seen:
             raise
         hint = f"every call of the model on all images counts, with a gradient or without: {calls} in all."
         raise Wrong(wrong.seen, hint) from None
-    return attacked_images(found, x, more[-1] + ROUNDING)
+
+
+def attack_within(answer: Any, calls: int, model: nn.Module, x: Tensor, *more: Any) -> Tensor:
+    """The images that ``answer(model, x, *more)`` finds within a budget of calls; ``more`` ends with the radius.
+
+    They are checked to be in the ball around ``x`` and in [0, 1].
+    """
+    return attacked_images(call_within(answer, calls, model, x, *more), x, more[-1] + ROUNDING)
 
 
 def averaged_pgd(

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from robrep.attacks import PGD, Linf, batch_objective
 from robrep.book.exercises.core import (
     Unanswered,
     Wrong,
     attacked_images,
     call,
+    close,
     compare,
     exercise,
+    interpret,
     random_tensor,
     returned,
 )
-
-
-def _scores() -> list[tuple[str, Tensor]]:
-    return [("three pairs", random_tensor(300, 3, 3)), ("eight pairs", 2 * random_tensor(301, 8, 8))]
+from robrep.book.exercises.hidden import attack_within
 
 
 def _number(answer: Any) -> float:
@@ -34,92 +34,44 @@ def _number(answer: Any) -> float:
     return float(answer)
 
 
-@exercise(
-    "worst_case_mi.dv",
-    "the mean of the diagonal, minus the logarithm of the mean of exp over everything else. How many entries is that?",
-    "put minus infinity on the diagonal: exp makes it zero, and logsumexp needs no case for it.",
-    "u.diagonal().mean() - u.masked_fill(torch.eye(n).bool(), -math.inf).flatten().logsumexp(0) "
-    "+ math.log(n * (n - 1))",
-    learned="Masked by zero in place of minus infinity, each entry of the diagonal would still count exp(0) = 1.",
-)
-def _check_dv(answer: Any) -> None:
-    """answer(u) -> scalar: Donsker-Varadhan of scores (N, N)."""
-    for case, u in _scores():
-        got = returned(call(answer, u.clone()), (), "return one number, a tensor without dimensions.")
-        n = len(u)
-        others = [u[i, j].exp() for i in range(n) for j in range(n) if i != j]
-        joint, product = u.diagonal().mean(), torch.stack(others).mean()
-        truth = joint - product.log()
-        zeroed = (torch.stack(others).sum() + n) / (n * (n - 1))
-        mistakes = [
-            (joint - zeroed.log(), "the diagonal is zeroed but still counts exp(0) = 1: mask with minus infinity."),
-            (joint - u.exp().mean().log(), "the diagonal belongs to the joint distribution: leave it out here."),
-            (joint - torch.stack(others).log().mean(), "first the mean of exp, then the logarithm."),
-            (joint - torch.stack(others).sum().log(), "a mean, not a sum: add ln of the number of entries."),
-            (joint - (torch.stack(others).sum() / n**2).log(), "n (n - 1) entries are left, not n²."),
-            (-truth, "this is the loss, minus the estimate."),
-            (truth / math.log(2), "natural logarithms: the value is in nats."),
-        ]
-        compare(got, truth, case, mistakes, "mean of the diagonal minus ln of the mean of exp off the diagonal.")
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
 
 
 @exercise(
-    "worst_case_mi.nce",
-    "for each row, a classifier picks the partner among N by softmax. What is the partner's mean log-probability?",
-    "add ln N, so that a critic that knows nothing gets 0.",
-    "(u.diagonal() - u.logsumexp(1)).mean() + math.log(len(u))",
-    learned="A log-probability is at most 0, so the estimate is at most ln N, whatever the truth.",
+    "worst_case_mi.threshold",
+    "the adversary can give the bit any probability between P[s > bound + reach] and P[s > bound - reach].",
+    "the entropy of a coin is concave in its probability, so its minimum is at one of the two ends: compare both.",
+    "with p(t) the frequency of s > t over both halves: H(p(bound)) - min(H(p(bound + reach)), H(p(bound - reach))).",
+    learned="A bit that is rare already has less to lose, and the adversary makes it rarer still.",
 )
-def _check_nce(answer: Any) -> None:
-    """answer(u) -> scalar: InfoNCE of scores (N, N), rows classify."""
-    for case, u in _scores():
-        got = returned(call(answer, u.clone()), (), "return one number, a tensor without dimensions.")
-        n = len(u)
-        own = torch.stack([u[i].softmax(0)[i].log() for i in range(n)]).mean()
-        off = u.masked_fill(torch.eye(n, dtype=torch.bool), -math.inf)
-        mistakes = [
-            (own, "ln N is missing: a critic that knows nothing must get 0."),
-            (
-                torch.stack([u[:, i].softmax(0)[i].log() for i in range(n)]).mean() + math.log(n),
-                "softmax over each row.",
-            ),
-            (-own, "this is the cross-entropy, the loss."),
-            ((u.diagonal() - off.logsumexp(1)).mean() + math.log(n), "the partner itself stands in the denominator."),
-        ]
-        compare(got, own + math.log(n), case, mistakes, "mean over rows of log-softmax at the diagonal, plus ln N.")
-
-
-@exercise(
-    "worst_case_mi.linear",
-    "the adversary changes the side of every x with |w.x| < r. It moves as many as possible to *one* side.",
-    "m = (P(0 < s < r) + P(-r < s < 0)) / 2 with s = y w.x, a normal variable; RV = ln 2 - H2(1/2 - m).",
-    "N = torch.distributions.Normal(mean, std); m = (N.cdf(reach) - N.cdf(-reach)) / 2; p = 0.5 - m; "
-    "math.log(2) + p * p.log() + (1 - p) * (1 - p).log()",
-    learned="The adversarial gap is only the first of the two probabilities, which is why RV lies between its bounds.",
-)
-def _check_linear(answer: Any) -> None:
-    """answer(mean, std, reach) -> RV in nats of sgn(w.x), y w.x normal with that mean and std, moved by up to reach."""
-    for mean, std, reach in ((0.5, 1.0, 0.4), (1.0, 0.7, 0.9), (0.0, 1.0, 0.2)):
-        given = [torch.tensor(v, dtype=torch.float64) for v in (mean, std, reach)]
+def _check_threshold(answer: Any) -> None:
+    """answer(mean, std, bound, reach) -> RV in nats of the bit s > bound, s normal around mean or -mean."""
+    for mean, std, bound, reach in ((0.5, 1.0, 0.6, 0.4), (1.0, 0.7, -0.8, 0.5), (0.3, 1.0, 0.0, 0.3)):
+        given = [torch.tensor(v, dtype=torch.float64) for v in (mean, std, bound, reach)]
         value = call(answer, *given)
         got = returned(torch.as_tensor(value, dtype=torch.float64), (), "return one number.")
-        s, zero = Normal(given[0], given[1]), torch.zeros((), dtype=torch.float64)
-
-        def drop(m: Tensor) -> Tensor:
-            p = 0.5 - m
-            return math.log(2) + torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)
-
-        gap, other = s.cdf(given[2]) - s.cdf(zero), s.cdf(zero) - s.cdf(-given[2])
-        truth = drop((gap + other) / 2)
+        sides = [Normal(side * given[0], given[1]) for side in (1, -1)]
+        at, up, down = (
+            sum(1 - n.cdf(t) for n in sides) / 2 for t in (given[2], given[2] - given[3], given[2] + given[3])
+        )
+        truth = torch.maximum(_entropy(at) - _entropy(up), _entropy(at) - _entropy(down))
+        alone = [1 - sides[0].cdf(t) for t in (given[2], given[2] - given[3], given[2] + given[3])]
         mistakes = [
-            (drop(gap.clamp(max=0.5)), "this is F(AG), the upper bound: only half of the images have that sign of y."),
-            (drop(gap / 2), "this is F(AG/2), the lower bound: images that are already wrong can be moved, too."),
-            (drop((gap + other).clamp(max=0.5)), "each class has probability 1/2: halve the sum."),
+            (
+                _entropy(at) - torch.maximum(_entropy(up), _entropy(down)),
+                "here the other side removes more: compare both, and take the smaller entropy.",
+            ),
+            (math.log(2) - _entropy(at) + truth, "without an attack this bit has less than ln 2: H2 of its frequency."),
             (truth / math.log(2), "natural logarithms: the value is in nats."),
-            (math.log(2) - truth, "this is the entropy that is left; RV is what was lost."),
+            (_entropy(at) - truth, "this is the entropy that is left; RV is what was lost."),
+            (
+                _entropy(alone[0]) - torch.minimum(_entropy(alone[1]), _entropy(alone[2])),
+                "s is normal around mean for one half of the images, around -mean for the other.",
+            ),
         ]
-        case = f"mean {mean:g}, standard deviation {std:g}, reach {reach:g}"
-        compare(got, truth, case, mistakes, "ln 2 minus the entropy of a bit with probability 1/2 - m.")
+        case = f"mean {mean:g}, standard deviation {std:g}, bound {bound:g}, reach {reach:g}"
+        compare(got, truth, case, mistakes, "the entropy of the bit minus its smallest entropy under attack.")
 
 
 @exercise(
@@ -145,25 +97,95 @@ def _check_fano(answer: Any) -> None:
     raise Wrong(f"You say {got:g} nats.", text)
 
 
+# --- design: codes with noise -----------------------------------------------------------------------------------------
+
+
+class TanhEncoder(nn.Module):
+    """Images (N, 1, 6, 6) to codes (N, 6), by two layers that a generator draws and nothing trains."""
+
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        for name, shape, gain in (("first", (32, 36), 2.0), ("second", (6, 32), 1.5)):
+            weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+            self.register_buffer(name, gain * weight / shape[1] ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh((x.flatten(1) - 0.5) @ self.first.T) @ self.second.T
+
+
+def noisy_information(z: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    """I(i; z_i + sigma n) in nats as a mean over i, shape (N,), for codes z (N, D) and draws n (K, N, D)."""
+    apart = z[:, None] - z
+    exponent = apart.square().sum(2) / sigma + 2 * torch.einsum("ijd,kid->kij", apart, noise)
+    return math.log(len(z)) - (-exponent / (2 * sigma)).logsumexp(2).mean(0)
+
+
 @exercise(
-    "worst_case_mi.ceiling",
-    "an encoder that gives every image another code, and a data set of m images, each equally likely.",
-    "x is then a function of z, so I(x; z) = H(x) = ln m.",
-    learned="An estimate below this says what a critic finds, not what the code holds.",
+    "worst_case_mi.remove",
+    "print the gradient of the information at the clean images. Which images get one, and how large is it?",
+    "codes that lie many sigma apart are never confused, so moving them a little closer changes nothing: attack a "
+    "quantity that still changes, such as the same sum with a wider kernel.",
+    "minus the mean over i of ln sum_j exp(-|z_i - z_j|^2 / (8 s^2)), with s falling from 3 sigma to sigma, and steps "
+    "that get shorter.",
+    learned="What an attack descends need not be what is reported; it has to slope where the images are.",
+    kind="design",
 )
-def _check_ceiling(answer: Any) -> None:
-    """answer: I(x; g(x)) in nats for 500 equally likely images with 500 different codes."""
-    got = _number(answer)
-    if math.isclose(got, math.log(500), abs_tol=5e-3):
-        return
-    text = "the code tells which of the 500 images it was: how many nats is that?"
-    if math.isclose(got, math.log2(500), abs_tol=5e-2):
-        text = "this is in bits; take the natural logarithm."
-    elif math.isclose(got, math.log(10), abs_tol=5e-3):
-        text = "ln 10 is the information in the labels; the code tells the images apart."
-    elif math.isclose(got, 500):
-        text = "take the logarithm."
-    raise Wrong(f"You say {got:g} nats.", text)
+def _check_remove(answer: Any, seed: int) -> str:
+    """answer(encoder, x, sigma, eps) -> x' with less information about the image in the noisy code."""
+    generator, eps, calls = torch.Generator().manual_seed(seed), 0.06, 20
+    encoder = TanhEncoder(generator)
+    x = torch.rand(24, 1, 6, 6, generator=generator, dtype=torch.float64)
+    noise = torch.randn(64, 24, 6, generator=generator, dtype=torch.float64)
+    sigma = 0.06 * float(_nearest(encoder(x)).median())
+
+    def left(x_: Tensor) -> float:
+        with torch.no_grad():
+            return float(noisy_information(encoder(x_), sigma, noise).mean())
+
+    def information(x_: Tensor) -> Tensor:
+        drawn = torch.randn(64, 24, 6, generator=generator, dtype=torch.float64)
+        return -noisy_information(encoder(x_), sigma, drawn)
+
+    def together(x_: Tensor) -> Tensor:
+        return -(encoder(x_) - encoder(x_).mean(0)).square().sum(1)
+
+    ball: Any = Linf(eps)
+    search, clean = PGD(calls, random_start=False), left(x)
+    plain, nearer = (clean - left(search(batch_objective(o), x, ball)) for o in (information, together))
+    got = attack_within(answer, calls, encoder, x, sigma, eps)
+    removed = clean - left(got)
+    found = (
+        f"Your attack removed {removed:.3f} of {clean:.2f} nats; as many steps down the information itself remove "
+        f"{plain:.3f}, towards the mean of all codes {nearer:.3f}."
+    )
+    if removed >= 2 * max(plain, nearer):
+        return found
+    before, after = (float((v - v.mean(0)).square().sum()) for v in (encoder(x), encoder(got)))
+    if after > 1.2 * before:
+        raise Wrong(found, "the codes moved apart: what you take the gradient of has the wrong sign.")
+    if after < 0.8 * before:
+        raise Wrong(found, "all codes came closer, but no two became alike: bring near ones together, within sigma.")
+    raise Wrong(
+        found,
+        "codes many sigma apart have almost no gradient: give the attack an objective that slopes there, too.",
+    )
+
+
+def _nearest(z: Tensor) -> Tensor:
+    """The distance of each code to the nearest other one."""
+    return torch.cdist(z, z).fill_diagonal_(math.inf).amin(1)
+
+
+interpret(
+    "worst_case_mi.read_gap",
+    "a vulnerability is a difference of two estimates: read both of them off the other figure, width by width.",
+)
+
+
+# --- bug: the best of a batch -----------------------------------------------------------------------------------------
 
 
 class _Pairs(nn.Module):
@@ -187,37 +209,45 @@ class _Encoder(nn.Module):
 
 
 @exercise(
-    "worst_case_mi.attack",
-    "one number for the whole batch: the estimate from critic(x', encoder(x')). Take its gradient in all images.",
-    "make it *small*: subtract step * sign(gradient), then back into the ball and into [0, 1].",
-    "g = torch.autograd.grad(dv(critic(x_adv, encoder(x_adv))[0]), x_adv)[0]; "
-    "x_adv = (x_adv - 2.5 * eps / steps * g.sign()).clamp(x - eps, x + eps).clamp(0, 1)",
-    learned="The gradient does not vanish at x itself, so here a random start is a choice and no necessity.",
+    "worst_case_mi.best",
+    "what does the estimate of one image depend on, apart from the image itself?",
+    "an image that is kept from one step meets, in the batch that is returned, neighbours from another step.",
+    "keep one number, the lowest estimate of a whole batch, and the whole batch that it belongs to.",
+    learned="A score over a batch belongs to the batch: its images cannot be chosen one by one.",
+    kind="bug",
 )
-def _check_attack(answer: Any) -> None:
-    """answer(encoder, critic, x, eps, steps) -> x': images in the ball with a small estimate for the batch."""
-    encoder, critic, eps = _Encoder(), _Pairs(), 0.1
+def _check_best(answer: Any) -> None:
+    """answer(encoder, critic, x, eps, steps) -> the batch with the lowest InfoNCE among x and all iterates."""
+    encoder, critic, eps, steps = _Encoder(), _Pairs(), 0.3, 8
     x = 0.5 + 0.3 * torch.tanh(random_tensor(312, 10, 1, 3, 4))
-    x[0] = 0.0
-    value = call(answer, encoder, critic, x.clone(), eps, 10)
-    if isinstance(value, Tensor) and value.ndim == 0:
-        raise Wrong("Your function returned one number.", "return the images x', not the estimate.")
-    got = attacked_images(value, x, eps)
 
-    def estimate(x_: Tensor) -> float:
-        with torch.no_grad():
-            u = critic(x_, encoder(x_))[0]
-        n = len(u)
-        off = u.masked_fill(torch.eye(n, dtype=torch.bool), -math.inf)
-        return float(u.diagonal().mean() - off.flatten().logsumexp(0) + math.log(n * (n - 1)))
+    def own(x_: Tensor) -> Tensor:
+        u = critic(x_, encoder(x_))[0]
+        return u.diagonal() - u.logsumexp(1) + math.log(len(u))
 
-    clean, reached = estimate(x), estimate(got)
-    if reached > clean + 1e-9:
-        raise Wrong(f"The estimate rose from {clean:.3f} to {reached:.3f}.", "descend: subtract the gradient's sign.")
-    signs = (2 * torch.rand(x.shape, dtype=torch.float64) - 1).sign()
-    chance = min(estimate((x + eps * s).clamp(0, 1)) for s in (signs, -signs))
-    if clean - reached < 1.5 * max(clean - chance, 0.0) + 0.1:
-        raise Wrong(
-            f"The estimate fell from {clean:.3f} to {reached:.3f}; random signs reach {chance:.3f}.",
-            "take all the steps, and keep the moved x' from step to step.",
-        )
+    batches, x_adv = [], x
+    for _ in range(steps + 1):
+        batches.append(x_adv)
+        x_adv.requires_grad_()
+        (g,) = torch.autograd.grad(own(x_adv).mean(), x_adv)
+        x_adv = (x_adv.detach() - 2.5 * eps / steps * g.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+    with torch.no_grad():
+        each = torch.stack([own(batch) for batch in batches])
+    whole, mixed = each.mean(1), torch.stack([batches[k][i] for i, k in enumerate(each.argmin(0).tolist())])
+    best = batches[int(whole.argmin())].detach()
+    got = attacked_images(call(answer, encoder, critic, x.detach().clone(), eps, steps), x.detach(), eps)
+    if close(got, best):
+        return
+    with torch.no_grad():
+        reached = float(own(got).mean())
+    seen = f"The batch that comes back has an estimate of {reached:.4f}; one on the way had {float(whole.min()):.4f}."
+    if close(got, mixed):
+        raise Unanswered(seen)
+    for wrong, text in (
+        (batches[-1], "this is the last batch, not the best one."),
+        (batches[int(whole.argmax())], "this is the batch with the highest estimate."),
+        (batches[1], "this is the batch after one step: go on, and keep the best."),
+    ):
+        if close(got, wrong.detach()):
+            raise Wrong(seen, text)
+    raise Wrong(seen, "return x or one of the iterates, whole: the one with the lowest mean over its images.")
