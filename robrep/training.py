@@ -6,10 +6,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -95,73 +93,8 @@ def make_fabric(accelerator: str = "auto") -> Any:
     return fabric
 
 
-@dataclass
-class FirstSteps:
-    """What :func:`first_steps` saw.
-
-    Attributes:
-        count: steps after which the training stops.
-        losses: the loss of each step made.
-        seconds: wall time of each.
-        total: steps that the whole training has; 0 before it has begun.
-    """
-
-    count: int
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    total: int = 0
-
-    @property
-    def fastest(self) -> float:
-        """Seconds of the fastest step; the first one is often slow.
-
-        Raises:
-            ValueError: no step was made.
-        """
-        if not self.seconds:
-            raise ValueError("no step was made: nothing was trained")
-        return min(self.seconds)
-
-    @property
-    def hours(self) -> float:
-        """What all steps would take at the speed of the fastest; raises as ``fastest`` does."""
-        return self.fastest * self.total / 3600
-
-    def see(self, loss: float, seconds: float, total: int) -> None:
-        """Note one step; raises :class:`Enough` after the last."""
-        self.losses.append(loss)
-        self.seconds.append(seconds)
-        self.total = total
-        if len(self.losses) == self.count:
-            raise Enough
-
-
-class Enough(Exception):
-    """Ends a training that :func:`first_steps` watches."""
-
-
-_watching: ContextVar[FirstSteps | None] = ContextVar("watching", default=None)
-
-
-@contextmanager
-def first_steps(count: int) -> Iterator[FirstSteps]:
-    """Leave the block after the first ``count`` steps of :func:`fit`: what would the whole training cost?
-
-    The steps are those of the whole training, with its schedule and precision; no checkpoint is written in its first
-    epoch. What follows ``fit`` in the block is not run. For example::
-
-        with first_steps(2) as seen:
-            fit(method, x, y, epochs=2_000, batch_size=1_024)
-        print(seen.losses, seen.hours)
-    """
-    seen = FirstSteps(positive_int("count", count))
-    token = _watching.set(seen)
-    try:
-        yield seen
-    except Enough:
-        pass
-    finally:
-        _watching.reset(token)
+#: While it is set, called after each step with its loss, its seconds, and how many steps the whole training has.
+watcher: ContextVar[Callable[[float, float, int], None] | None] = ContextVar("watcher", default=None)
 
 
 def _loaded(x: Examples, batches: list[Tensor], device: torch.device, workers: int | None) -> Iterable[Tensor]:
@@ -323,7 +256,7 @@ def fit(
 
     def one_epoch(epoch: int) -> dict[str, float]:
         """All steps of an epoch: the mean of each loss term, the last learning rate, and seconds."""
-        began, epoch_seed, watching = time.perf_counter(), fold(seed, "epoch", epoch), _watching.get()
+        began, epoch_seed, watching = time.perf_counter(), fold(seed, "epoch", epoch), watcher.get()
         torch.default_generator.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it (dropout)
         if device.type == "cuda":
             torch.cuda.manual_seed(fold(epoch_seed, "global", fabric.global_rank))
@@ -337,7 +270,7 @@ def fit(
             step(ids, batch, seed=epoch_seed, number=number, rate=now)
             if watching is not None:
                 loss = fabric.all_reduce(step.loss).item()
-                watching.see(loss, time.perf_counter() - step_began, steps)
+                watching(loss, time.perf_counter() - step_began, steps)
                 step_began = time.perf_counter()
         means = step.means(per_epoch, fabric.all_reduce)
         if not math.isfinite(means["loss"]):

@@ -13,7 +13,9 @@ from torch import nn
 from robrep.attacks import PGD, Adversary, Linf
 from robrep.book import worst_case_mi
 from robrep.book.worst_case_mi import (
+    CriticOf,
     Neuron,
+    WorstCaseCriticOf,
     correlated_gaussians,
     correlated_gaussians_ratio,
     dual_exponent,
@@ -31,7 +33,7 @@ from robrep.encoders.infomax import Normalize, ResidualUnits
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier
 from robrep.information import ESTIMATORS, donsker_varadhan, info_nce, information, jensen_shannon
-from robrep.methods import CriticOf, InfoMax, WorstCaseCriticOf, WorstCaseInfoMax, information_attack
+from robrep.methods import InfoMax, WorstCaseInfoMax, information_attack
 from robrep.training import fit
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from robrep import checkpoints, progress, training
 from robrep.attacks import PGD, Adversary, Linf
+from robrep.book.reproduce import first_steps
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.losses import cross_entropy
 from robrep.methods import TRADES, Supervised, VAEUrkle
@@ -191,23 +192,23 @@ def test_after_epoch_and_after_step() -> None:
 def test_first_steps() -> None:
     """The steps of the whole training, schedule included, and then no more."""
     whole, rates = dropped(), []
-    with training.first_steps(100) as seen:
+    with first_steps(100) as seen:
         fit(whole, X, Y, epochs=1, batch_size=8, lr=0.01, seed=1, warmup_epochs=1, schedule="constant")
     assert len(seen.losses) == seen.total == 5, "a training with fewer steps ends by itself"
     method, after = dropped(), []
     method.after_step = lambda step, steps: rates.append((int(step), steps))
-    with training.first_steps(2) as begun:
+    with first_steps(2) as begun:
         fit(method, X, Y, epochs=1, batch_size=8, lr=0.01, seed=1, warmup_epochs=1, schedule="constant")
         after.append("not reached")
     assert begun.losses == seen.losses[:2] and begun.total == 5 and rates == [(0, 5), (1, 5)] and not after
     assert begun.hours == min(begun.seconds) * 5 / 3600 > 0
     fit(dropped(), X, Y, epochs=1, batch_size=8)  # outside of the block nothing stops
-    with training.first_steps(1) as none:
+    with first_steps(1) as none:
         pass
     for cost in ("fastest", "hours"):
         with pytest.raises(ValueError, match="no step was made"):
             getattr(none, cost)
-    with pytest.raises(ValueError, match="count"), training.first_steps(0):
+    with pytest.raises(ValueError, match="count"), first_steps(0):
         pass
 
 
@@ -921,7 +922,7 @@ class Edited(Dropped):
 def test_what_cannot_be_identified_is_not_kept(tmp_path: Path) -> None:
     method = dropped()
     method.log = (i for i in range(3))
-    with pytest.warns(UserWarning, match="fit keeps nothing in the cache: method.log is a .*generator"):
+    with pytest.warns(UserWarning, match="fit keeps nothing in the cache: method holds .*generator"):
         fit(method, X, Y, **USUAL, cache=tmp_path)
     assert not os.listdir(tmp_path)
     with pytest.raises(TypeError, match="method.log is a .*generator"):

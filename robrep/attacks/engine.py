@@ -348,7 +348,7 @@ class Search:
         x = check_images(x).detach()
         place = torch.arange(len(x), device=x.device)
         ids = place if ids is None else ids.to(x.device)
-        check_count("ids", ids, x)
+        check_count("ids", ids, len(x))
         if start is not None and check_images(start, "start").shape != x.shape:
             raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
         if self.leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):

@@ -85,7 +85,7 @@ class PGD(Search):
         if size is None:
             size = (2.5 / self.steps if self.relative_step is None else self.relative_step) * todo.threat.eps
         elif isinstance(size, Tensor):
-            check_count("step_size", size, todo.sums)
+            check_count("step_size", size, len(todo.sums))
             size = size[todo.place]
         if isinstance(size, Tensor):
             return x_adv + direction * column(size, x_adv)

@@ -20,9 +20,9 @@ def check_radius(value: float | Tensor, name: str = "eps") -> None:
         raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected (N,), finite and at least 0")
 
 
-def check_count(name: str, value: Tensor, x: Tensor) -> None:
-    if len(value) != len(x):
-        raise ValueError(f"{name} has {len(value)} rows, expected {len(x)}, one for each image")
+def check_count(name: str, value: Tensor, n: int) -> None:
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} rows, expected {n}, one for each image")
 
 
 def column(value: Tensor, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def rows(value: float | Tensor, x: Tensor) -> float | Tensor:
     """A number as it is, one value for each image as a column."""
     if not isinstance(value, Tensor):
         return value
-    check_count("eps", value, x)
+    check_count("eps", value, len(x))
     return column(value, x)
 
 
