@@ -16,7 +16,6 @@ import dataclasses
 import errno
 import hashlib
 import http.client
-import itertools
 import operator
 import os
 import tarfile
@@ -429,8 +428,8 @@ def image_folder(
         return FolderImages(root, names, size, resize), torch.tensor(labels)
 
     kept, chosen = _split(len(train), val)
-    parts = part(train, kept), part(train, chosen), part(held, range(len(held)))
-    return Dataset(root.name, tuple(train.classes), *itertools.chain(*parts))
+    everything = range(len(held))
+    return Dataset(root.name, tuple(train.classes), *part(train, kept), *part(train, chosen), *part(held, everything))
 
 
 def _random(*key: int) -> np.random.RandomState:

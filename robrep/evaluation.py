@@ -355,17 +355,9 @@ def evaluate(
                     x_adv[ids[left]] = found.to(x_adv)[left]
                 alive[ids[wrong]] = False
                 bar.update(len(ids))
-            stages.append(
-                Stage(
-                    attack.name,
-                    str(attack),
-                    int(join(torch.tensor(len(tried)))),
-                    int(join(broken.sum())),
-                    Rate(join(alive.clone()), f"{attack} in {threat}{averaged}"),
-                    time.perf_counter() - began,
-                    why,
-                )
-            )
+            attacked, broke = (int(join(count)) for count in (torch.tensor(len(tried)), broken.sum()))
+            robust, seconds = Rate(join(alive.clone()), f"{attack} in {threat}{averaged}"), time.perf_counter() - began
+            stages.append(Stage(attack.name, str(attack), attacked, broke, robust, seconds, why))
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
     return Evaluation(
         clean=Rate(join(clean)),

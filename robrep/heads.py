@@ -31,12 +31,7 @@ def device_of(module: nn.Module) -> torch.device:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     devices = {t.device for _, t in tensors}
     if len(devices) > 1:
-        parts: dict[str, list[str]] = {}
-        for name, t in tensors:
-            part, known = name.split(".")[0], parts.setdefault(str(t.device), [])
-            if part not in known:
-                known.append(part)
-        told = ", ".join(f"{', '.join(names)} on {device}" for device, names in parts.items())
+        told = ", ".join(dict.fromkeys(f"{name.split('.')[0]} on {t.device}" for name, t in tensors))
         raise ValueError(f"{type(module).__name__} has {told}, expected all of it on one device")
     return devices.pop() if devices else torch.device("cpu")
 
@@ -55,7 +50,7 @@ def encode(encoder: nn.Module, x: Examples, batch_size: int = 500) -> Code:
     """
     device, codes, call = device_of(encoder), [], with_noise(encoder)
     with attack_mode(encoder):
-        for ids in torch.arange(len(x)).split(int(positive_int("batch_size", batch_size))):
+        for ids in torch.arange(len(x)).split(positive_int("batch_size", batch_size)):
             codes.append(call(floats(x[ids]).to(device), ids=ids.to(device)))
     if isinstance(codes[0], Gaussian):
         return Gaussian.cat(codes)

@@ -8,10 +8,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from robrep.checkpoints import Keeper, keeping_place
 from robrep.checks import check_images, check_labels, nonnegative, one_of, positive_int
@@ -102,25 +103,16 @@ def _loaded(x: Examples, batches: list[Tensor], device: torch.device, workers: i
     gpu, own = device.type == "cuda", torch.Generator()  # else the loader would draw a seed from the global state
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if gpu else 0
-    return torch.utils.data.DataLoader(
-        x,  # type: ignore[arg-type]
-        sampler=batches,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=gpu,
-        generator=own,
-    )
+    whole: dict[str, Any] = {"sampler": batches, "batch_size": None}
+    return DataLoader(cast(Any, x), **whole, num_workers=workers, pin_memory=gpu, generator=own)
 
 
 def _check_examples(x: Examples, y: Tensor) -> int:
     """The number of examples, if inputs and labels fit each other."""
-    n = len(x)
-    if n == 0 or len(y) != n:
-        raise ValueError(f"x has {n} examples and y has {len(y)} labels, expected as many labels, and at least one")
-    check_labels(y)
+    check_labels(y, len(x))
     if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
         check_images(x)
-    return n
+    return len(x)
 
 
 def _refusal(capture: bool, processes: int, scaled: bool) -> str:
@@ -150,7 +142,6 @@ def fit(
     capture: bool = True,
     workers: int | None = None,
     seed: int = 0,
-    checkpoint: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     save_every: float = 120.0,
     after_epoch: Callable[[int], dict[str, float]] | None = None,
@@ -188,7 +179,6 @@ def fit(
         workers: processes that read inputs which are not a tensor; None for 8 on a GPU (or as many as there are cores),
             and 0 on a CPU.
         seed: seed of the order of the data and of everything that the method draws.
-        checkpoint: file written every ``save_every`` seconds and at the end, and resumed from if it is there.
         cache: folder of checkpoints named by a hash of settings, data, initial weights and robrep's own code. A run
             that was finished is loaded, one that was cut short is resumed, anything else starts afresh. A damaged file
             is set aside. A method whose code or attributes cannot be identified is not kept, with a warning.
@@ -202,8 +192,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: sizes or settings that do not fit, float images outside [0, 1], labels that are not class
-            indices, a checkpoint from other settings, cut short or corrupt; with a ``checkpoint``, a method or data
-            that cannot be identified.
+            indices.
         FloatingPointError: the loss is not finite.
         OSError: the checkpoint cannot be written; the previous one is then intact.
     """
@@ -229,7 +218,7 @@ def fit(
     steps, warmup = epochs * per_epoch, round(warmup_epochs * per_epoch)
 
     settings |= {"precision": precision, "world_size": world}
-    path = keeping_place(checkpoint, cache, settings, method, x, y)
+    path = keeping_place(cache, settings, x=x, y=y, method=method)
 
     fabric.to_device(method)
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -244,7 +233,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")  # type: ignore[attr-defined]
     parts = {"method": method, "optimizer": updater, "scaler": scaler}
     keeper = Keeper(path, settings, parts, every=save_every, writes=fabric.is_global_zero)
-    history = History(keeper.resume(anew=checkpoint is None))
+    history = History(keeper.resume())
     held = x.to(device) if isinstance(x, Tensor) else None
     step = TrainingStep(
         method, forward, updater, y.to(device),

@@ -114,7 +114,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "hook": (with_hook(1.0), with_hook(2.0)),
     "order": (nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Sequential(nn.Flatten(), nn.ReLU())),
     "attack": (PGD(3), PGD(4)),
-    "attack's tensor": (PGD(2, torch.full((2000,), 0.01)), PGD(2, torch.full((2000,), 0.01000001))),
+    "attack's tensor": (Linf(torch.full((2000,), 0.01)), Linf(torch.full((2000,), 0.01000001))),
     "threat": (Linf(0.1), Linf(torch.tensor([0.1]))),
     "slots": (Slots(1), Slots(2)),
     "subclass of a number": (number(1, "m"), number(1, "s")),

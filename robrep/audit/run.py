@@ -92,7 +92,9 @@ def _audit(s: Subject, attack: Attack, threat: str, radius: float, bar: Progress
         text = f"The logits of {of(bad, n)} are infinite or not a number."
         add(Finding("finite", "broken", text, {"not_finite": bad / n}, "find the operation that overflows."))
         left_out = dict.fromkeys(("repeat", "batch", "graph", *BY_GRADIENT, "black-box"), "The outputs are no numbers.")
-        return Audit(findings, left_out, _rate(logits.argmax(1) == s.y), {}, curve, None, str(attack), threat, radius)
+        return Audit(
+            findings, left_out, Rate((logits.argmax(1) == s.y).cpu()), {}, curve, None, str(attack), threat, radius
+        )
 
     add(local.repeat(s))
     s.sampled = draws_noise(s.model) and not torch.equal(logits, s.logits(s.x, s.rows, fold(s.seed, "other")))
@@ -131,8 +133,4 @@ def _audit(s: Subject, attack: Attack, threat: str, radius: float, bar: Progress
         text = "A gradient is infinite or not a number for at least one image; an attack that meets it has to stop."
         advice = "find the operation whose slope overflows (a root or a norm at 0, a logarithm)."
         add(Finding("finite", "broken", text, {}, advice))
-    return Audit(findings, left_out, _rate(right), attacks.stages, curve, landscape, str(attack), threat, radius)
-
-
-def _rate(right: Tensor) -> Rate:
-    return Rate(right.cpu())
+    return Audit(findings, left_out, Rate(right.cpu()), attacks.stages, curve, landscape, str(attack), threat, radius)
