@@ -147,8 +147,6 @@ def new_vit_mae(
     depth: int = 4,
     heads: int = 3,
     decoder_width: int = 48,
-    decoder_depth: int = 1,
-    mask_ratio: float = 0.75,
 ) -> Any:
     """A small, untrained ``transformers.ViTMAEForPreTraining``, for :class:`robrep.methods.MaskedPretraining`.
 
@@ -158,8 +156,7 @@ def new_vit_mae(
         patch: height and width of a patch, in pixels.
         width, depth, heads: of the encoder; its MLPs are 4 times as wide. The fixed sine-cosine positions require a
             width that is a multiple of 4.
-        decoder_width, decoder_depth: of the decoder, which has as many heads as the encoder.
-        mask_ratio: fraction of patches hidden in pre-training.
+        decoder_width: of the decoder, one block with as many heads as the encoder.
 
     Raises:
         ImportError: transformers is not installed.
@@ -181,10 +178,9 @@ def new_vit_mae(
             num_attention_heads=heads,
             intermediate_size=4 * width,
             decoder_hidden_size=decoder_width,
-            decoder_num_hidden_layers=decoder_depth,
+            decoder_num_hidden_layers=1,
             decoder_num_attention_heads=heads,
             decoder_intermediate_size=4 * decoder_width,
-            mask_ratio=mask_ratio,
         )
     )
 
