@@ -556,7 +556,7 @@ def test_broken_checkpoint(kind: str, tmp_path: Path) -> None:
     path = cut_short(urkle(), tmp_path / "cache")
     path.write_bytes(broken(kind, path.read_bytes(), tmp_path))
     method, whole = urkle(), urkle()
-    with pytest.warns(UserWarning, match="is damaged .cut short or not a checkpoint: .* set aside"):
+    with pytest.warns(UserWarning, match="(?s)is damaged .cut short or not a checkpoint: .* set aside"):
         fit(method, X, Y, **USUAL, cache=path.parent)
     assert not (tmp_path / "owned").exists(), "the checkpoint's own code was run"
     assert sorted(os.listdir(path.parent)) == [path.name, f"{path.name}.damaged"]
