@@ -39,7 +39,7 @@ class Keeper:
 
     Args:
         path: the file; None to keep nothing.
-        settings: what distinguishes the training, for whoever opens the file.
+        settings: what distinguishes the training, written into the file to be read there.
         parts: what has a state (``state_dict``, ``load_state_dict``), by name.
         every: least time between two checkpoints, in seconds.
         writes: False for a process that leaves the writing to another.

@@ -47,7 +47,7 @@ def identity(value: Any, name: str = "value") -> str:
     h = hashlib.blake2b(digest_size=16)
     try:
         _Hasher(types.SimpleNamespace(write=h.update), protocol=4).dump(value)  # type: ignore[arg-type]
-    except Exception as error:  # whatever an object of somebody else's says
+    except Exception as error:  # a class may raise anything when it is taken apart
         raise TypeError(f"{name} holds what cannot be identified by its content: {error}") from error
     return h.hexdigest()
 

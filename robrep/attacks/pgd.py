@@ -80,7 +80,7 @@ class PGD(Search):
 
     def _step(self, x_adv: Tensor, direction: Tensor, todo: Problem) -> Tensor:
         """x' + size * direction."""
-        size = self.step_size
+        size: float | Tensor | None = self.step_size
         if size is None:
             size = (2.5 / self.steps if self.relative_step is None else self.relative_step) * todo.threat.eps
         if isinstance(size, Tensor):
