@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Attack, Threat, attack_mode
-from robrep.checkpoints import fingerprint
 from robrep.checks import positive_int
 from robrep.evaluation import robust_accuracy
 from robrep.heads import AdversarialHead, Classifier, device_of, encode, gradients_disabled
+from robrep.identity import identity
 from robrep.methods import Supervised
 from robrep.training import Examples, History, fit
 
@@ -62,14 +62,13 @@ def fit_stopped(
         judge, threat: the attack that judges (or a suite of them), and its ball.
         kept: the part of ``model`` that is trained and put back; None for all of it.
         every: judge after every so many epochs, and after the last.
-        seed, settings: as in ``fit``; with a ``cache`` or a ``checkpoint`` a training that was cut short goes on to the
-            same result.
+        seed, settings: as in ``fit``; with a ``cache`` a training that was cut short goes on to the same result.
 
     Returns:
         The history; judged epochs have ``robust``, and ``kept`` is 1 where the epoch was the best so far.
     """
     kept, every, epochs = model if kept is None else kept, positive_int("every", every), settings["epochs"]
-    against = f"{judge} in {threat}, every {every}, {', '.join(fingerprint(part) for part in judged_on)}"
+    against = f"{judge} in {threat}, every {every}, {', '.join(identity(part) for part in judged_on)}"
     both = _WithBest(method, kept, against)
 
     def look(done: int) -> dict[str, float]:

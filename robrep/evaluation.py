@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks import L2, Linf, Threat, attack_mode
+from robrep.attacks.threats import check_count
 from robrep.checks import check_images, check_labels, looking, one_of
 from robrep.files import atomic_write, code_hash, digest, set_aside
 from robrep.gaussians import upcast
@@ -281,8 +282,8 @@ def evaluate(
         progress: a name for the evaluation, shown with the number of images done; None for silence.
         cache: a folder where each attack's result on each batch is kept, so that an evaluation that was cut short goes
             on there. Results of another model, attack or threat (code, attributes and weights; see
-            :func:`robrep.identity.identity`), of other images or another state of ``robrep`` are not taken; an attack
-            that cannot be identified is not kept, with a warning.
+            :func:`robrep.identity.identity`), of other images or another state of ``robrep`` are not taken. Where one
+            of them cannot be identified nothing is kept, with a warning.
         keep: whether the result has x' and the accuracy of the mean code; False where the rates are all that is wanted.
         spread: under ``torchrun`` each process attacks its share of the images, and all get the whole result; all of
             them must make the same call. False for processes that do work of their own.
@@ -297,9 +298,9 @@ def evaluate(
     suite, seed, processes = as_suite(attacks), int(as_seed(seed)), Processes(spread)
     one_of("precision", precision, get_args(Precision))
     n, join = len(x), processes.join
-    judge = _Judge(model, x, y, seed, batch_size)
-    _check_rows(n, after, threat)
-    mine, device = processes.share(torch.arange(n)), judge.device
+    judge, everyone = _Judge(model, x, y, seed, batch_size), torch.arange(n)
+    _check_rows(n, after=after and after.correct, eps=threat.eps)
+    mine, device = processes.share(everyone), judge.device
     if processes.world > 1:
         words = re.sub(" at 0x[0-9a-f]+", "", f"{[str(a) for a in suite]} {threat}")
         processes.agree(f"{words} {seed} {identity([*model.state_dict().values(), y])}")
@@ -310,12 +311,13 @@ def evaluate(
     refusals = [attack.refuses(model, threat) for attack in suite]
     if all(refusals):
         raise ValueError(f"attacks has none that can attack this model in the {threat}: {'; '.join(refusals)}")
-    store = _Store(cache, model, x, y, suite, threat, seed, precision)
+    store = _Store(cache, suite, seed, precision, model=model, threat=threat, x=x, y=y)
+    averaged = f", gradients averaged over {samples} samples" if (samples := samples_of(model)) else ""
     reachable = clean if after is None else clean & after.correct.cpu()
     alive, doubtful = reachable.clone(), torch.zeros(n, dtype=torch.bool)
-    x_adv = _all_images(x) if keep else None
-    if x_adv is not None and processes.world > 1:
-        x_adv[~torch.isin(torch.arange(n), mine)] = 0
+    x_adv = torch.cat([images_of(x, ids).cpu() for ids in everyone.split(500)]) if keep else None
+    if x_adv is not None:
+        x_adv[~torch.isin(everyone, mine)] = 0  # another process has these
     stages = []
 
     def results(number: int, tried: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -353,17 +355,9 @@ def evaluate(
                     x_adv[ids[left]] = found.to(x_adv)[left]
                 alive[ids[wrong]] = False
                 bar.update(len(ids))
-            stages.append(
-                Stage(
-                    attack.name,
-                    str(attack),
-                    int(join(torch.tensor(len(tried)))),
-                    int(join(broken.sum())),
-                    Rate(join(alive.clone()), _words(attack, threat, model)),
-                    time.perf_counter() - began,
-                    why,
-                )
-            )
+            attacked, broke = (int(join(count)) for count in (torch.tensor(len(tried)), broken.sum()))
+            robust, seconds = Rate(join(alive.clone()), f"{attack} in {threat}{averaged}"), time.perf_counter() - began
+            stages.append(Stage(attack.name, str(attack), attacked, broke, robust, seconds, why))
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
     return Evaluation(
         clean=Rate(join(clean)),
@@ -377,11 +371,10 @@ def evaluate(
     )
 
 
-def _check_rows(n: int, after: Rate | None, threat: Threat) -> None:
-    if after is not None and after.n != n:
-        raise ValueError(f"after is a rate of {after.n} images, expected {n}, one for each of x")
-    if isinstance(threat.eps, Tensor) and len(threat.eps) != n:
-        raise ValueError(f"eps has {len(threat.eps)} rows, expected {n}, one for each image")
+def _check_rows(n: int, **rows: Any) -> None:
+    for name, value in rows.items():
+        if isinstance(value, Tensor):
+            check_count(name, value, n)
 
 
 def _of_mean_code(judge: _Judge, x_adv: Tensor, mine: Tensor, join: Callable[[Tensor], Tensor]) -> Rate | None:
@@ -393,15 +386,6 @@ def _of_mean_code(judge: _Judge, x_adv: Tensor, mine: Tensor, join: Callable[[Te
     with attack_mode(mean_code):
         right[mine] = _Judge(mean_code, judge.x, judge.y, judge.seed, judge.batches.size).right(mine, x_adv[mine])
     return Rate(join(right))
-
-
-def _all_images(x: Examples) -> Tensor:
-    return torch.cat([images_of(x, ids).cpu() for ids in torch.arange(len(x)).split(500)])
-
-
-def _words(attack: SuiteAttack, threat: Threat, model: nn.Module) -> str:
-    samples = samples_of(model)
-    return f"{attack} in {threat}" + (f", gradients averaged over {samples} samples" if samples else "")
 
 
 def _inside(name: str, found: Any, images: Tensor, ball: Threat) -> Tensor:
@@ -425,43 +409,35 @@ def _inside(name: str, found: Any, images: Tensor, ball: Threat) -> Tensor:
 
 
 class _Store:
-    """Each attack's x' on each batch, in one folder for each attack; nothing at all without a cache."""
+    """Each attack's x' on each batch, in one folder for each attack; nothing at all without a cache.
+
+    Args:
+        cache: where the folders are made.
+        suite: the attacks.
+        settings: numbers and words that the results depend on.
+        objects: what else they depend on, by the names that messages give it.
+    """
 
     def __init__(
-        self,
-        cache: str | os.PathLike[str] | None,
-        model: nn.Module,
-        x: Examples,
-        y: Tensor,
-        suite: Sequence[SuiteAttack],
-        threat: Threat,
-        seed: int,
-        precision: Precision,
+        self, cache: str | os.PathLike[str] | None, suite: Sequence[SuiteAttack], *settings: Any, **objects: Any
     ) -> None:
-        self.folders: dict[int, Path] = {}
+        self.folders: list[Path] = []
         if cache is None:
             return
         try:
-            images = x if isinstance(x, Tensor) or hasattr(x, "fingerprint") else _all_images(x)
-            objects = {"model": model, "threat": threat, "x": images, "y": y}
-            task = [code_hash(), seed, precision, *(identity(value, name) for name, value in objects.items())]
-        except TypeError as error:
+            task = [code_hash(), *settings, *(identity(value, name) for name, value in objects.items())]
+            keys = [digest([*task, attack.name, identity(attack, f"attack {attack.name!r}")]) for attack in suite]
+        except TypeError as error:  # one evaluation could be taken for another
             warnings.warn(f"evaluate keeps nothing in the cache: {error}", stacklevel=4)
             return
-        for number, attack in enumerate(suite):
-            try:
-                key = digest([*task, attack.name, identity(attack, f"attack {attack.name!r}")])
-            except TypeError as error:
-                warnings.warn(f"evaluate keeps no result of {attack.name} in the cache: {error}", stacklevel=4)
-                continue
-            self.folders[number] = Path(cache) / "evaluations" / key[:32]
+        self.folders = [Path(cache) / "evaluations" / key[:32] for key in keys]
 
     def load(self, number: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """What was kept of these images: some ids and their x'. A damaged file is set aside, with a warning.
 
         Another process may be writing here: its unfinished files, whose names begin with a dot, are left alone.
         """
-        for path in sorted(self.folders[number].glob("[!.]*.npz")) if number in self.folders else ():
+        for path in sorted(self.folders[number].glob("[!.]*.npz")) if self.folders else ():
             try:
                 with path.open("rb") as file, np.load(file) as kept:
                     known, x_adv = torch.from_numpy(kept["ids"]), torch.from_numpy(kept["x_adv"])
@@ -475,37 +451,22 @@ class _Store:
 
     def save(self, number: int, ids: Tensor, x_adv: Tensor) -> None:
         """Keep x'."""
-        if number in self.folders:
+        if self.folders:
             name = f"{int(ids[0]):08}-{int(ids[-1]):08}-{len(ids)}.npz"
             with atomic_write(self.folders[number] / name) as temporary:
                 np.savez(temporary, x_adv=x_adv.cpu().numpy(), ids=ids.numpy())
 
 
-def robust_accuracy(
-    model: nn.Module,
-    x: Examples,
-    y: Tensor,
-    attacks: Any,
-    threat: Threat,
-    *,
-    seed: int = 0,
-    batch_size: int | None = None,
-    after: Rate | None = None,
-    precision: Precision = "32-true",
-    progress: str | None = None,
-) -> Rate:
+def robust_accuracy(model: nn.Module, x: Examples, y: Tensor, attacks: Any, threat: Threat, **settings: Any) -> Rate:
     """Share of images classified right both as they are and at every x' that the attacks find.
 
     Images that are wrong already are not attacked. The verdict draws noise that no attack has seen. This is
-    ``evaluate(..., keep=False).robust``, where the arguments are explained.
+    ``evaluate(..., keep=False).robust``; :func:`evaluate` explains the arguments and ``settings``.
 
     Returns:
         The robust accuracy against these attacks, an upper bound of the true one.
     """
-    return evaluate(
-        model, x, y, attacks, threat,
-        seed=seed, batch_size=batch_size, after=after, precision=precision, progress=progress, keep=False,
-    ).robust  # fmt: skip
+    return evaluate(model, x, y, attacks, threat, keep=False, **settings).robust
 
 
 def against_radius(
@@ -518,7 +479,7 @@ def against_radius(
     *,
     seed: int = 0,
     batch_size: int | None = None,
-    precision: Precision = "32-true",
+    **settings: Any,
 ) -> dict[str, list[float]]:
     """Robust accuracy against the attack's radius, as a curve that a record and a figure understand.
 
@@ -526,7 +487,7 @@ def against_radius(
     is not attacked again, and the curve cannot rise.
 
     Args:
-        model, x, y, attack, seed, batch_size, precision: as for :func:`evaluate`.
+        model, x, y, attack, seed, batch_size, settings: as for :func:`evaluate`.
         threat: the kind of ball, such as ``Linf``.
         radii: its radii; at 0 the images stay as they are.
 
@@ -535,11 +496,10 @@ def against_radius(
     """
     rates: dict[float, Rate] = {}
     left: Rate | None = None
+    settings |= {"seed": seed, "batch_size": batch_size}
     for eps in sorted(set(radii)):
         if eps:
-            left = robust_accuracy(
-                model, x, y, attack, threat(eps), seed=seed, batch_size=batch_size, precision=precision, after=left
-            )
+            left = robust_accuracy(model, x, y, attack, threat(eps), after=left, **settings)
         else:
             left = accuracy(model, x, y, seed=seed, batch_size=batch_size)
         rates[eps] = left

@@ -22,33 +22,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Prepare(nn.Module):
     """Resize images bilinearly and normalise them for a network; gradients pass through.
 
+    Three channels are normalised with ImageNet's mean and standard deviation, any other number with 0.5 and 0.5.
+
     Args:
         image_size: height and width after resizing, in pixels.
         channels: number of channels that the network expects; a grey image is repeated in each of them.
-        mean, std: of the channels. None takes those of ImageNet for three channels, and 0.5 for any other number.
 
     Shapes: images (N, C, H, W) in [0, 1] to (N, channels, image_size, image_size).
-
-    Raises:
-        ValueError: ``mean`` or ``std`` does not have one value for each channel.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        image_size: int,
-        channels: int = 3,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-    ) -> None:
+    def __init__(self, image_size: int, channels: int = 3) -> None:
         super().__init__()
         self.image_size, self.channels = positive_int("image_size", image_size), positive_int("channels", channels)
-        for name, given, imagenet in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
-            values = given or (imagenet if channels == 3 else (0.5,) * channels)
-            if len(values) != channels:
-                raise ValueError(f"{name} has {len(values)} values, expected {channels}, one for each channel")
+        for name, imagenet in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            values = imagenet if channels == 3 else (0.5,) * channels
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +62,6 @@ class ViTMAE(nn.Module):
         token: which token is the code: "cls", the first of the last layer, or "mean", the mean of all others. The paper
             does not say which one its head uses.
         mask_ratio: fraction of patches to hide, drawn anew for each image and seed; for experiments.
-        mean, std: as for :class:`Prepare`.
 
     Attributes:
         dim: dimension of the code.
@@ -89,15 +78,7 @@ class ViTMAE(nn.Module):
 
     gaussian = False
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        token: Literal["cls", "mean"] = "cls",
-        mask_ratio: float = 0.0,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-    ) -> None:
+    def __init__(self, model: Any, *, token: Literal["cls", "mean"] = "cls", mask_ratio: float = 0.0) -> None:
         super().__init__()
         if not hasattr(model, "embeddings"):
             raise TypeError(f"model is a {type(model).__name__}, expected a ViTMAEModel (the .vit of a larger model)")
@@ -108,7 +89,7 @@ class ViTMAE(nn.Module):
             )
         self.token, self.random = one_of("token", token, ("cls", "mean")), mask_ratio > 0
         model.config.mask_ratio = float(mask_ratio)
-        self.prepare = Prepare(model.config.image_size, model.config.num_channels, mean, std)
+        self.prepare = Prepare(model.config.image_size, model.config.num_channels)
         self.model, self.dim = model, int(model.config.hidden_size)
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -129,26 +110,20 @@ class ViTMAE(nn.Module):
         return tokens[:, 0] if self.token == "cls" else tokens[:, 1:].mean(1)
 
 
-def load_vit_mae(
-    name: str = "facebook/vit-mae-large",
-    *,
-    token: Literal["cls", "mean"] = "cls",
-    mask_ratio: float = 0.0,
-    local_only: bool = False,
-) -> ViTMAE:
+def load_vit_mae(name: str = "facebook/vit-mae-large", *, local_only: bool = False, **options: Any) -> ViTMAE:
     """Load a pre-trained ViT-MAE through transformers, by default the paper's, with 303.3 million parameters.
 
     Args:
         name: a model of the Hugging Face hub, or a folder with ``config.json`` and ``model.safetensors``.
-        token, mask_ratio: as for :class:`ViTMAE`.
         local_only: use only files on this machine, without any download.
+        options: ``token`` and ``mask_ratio`` of :class:`ViTMAE`.
 
     Raises:
         ImportError: transformers is not installed.
         OSError: the model is neither on this machine nor can it be downloaded.
     """
     model = _fetch(optional("transformers", "foundation").ViTMAEModel, "ViT-MAE", name, local_only)
-    return ViTMAE(model, token=token, mask_ratio=mask_ratio).eval()
+    return ViTMAE(model, **options).eval()
 
 
 def _fetch(kind: Any, what: str, name: str, local_only: bool) -> Any:
@@ -172,8 +147,6 @@ def new_vit_mae(
     depth: int = 4,
     heads: int = 3,
     decoder_width: int = 48,
-    decoder_depth: int = 1,
-    mask_ratio: float = 0.75,
 ) -> Any:
     """A small, untrained ``transformers.ViTMAEForPreTraining``, for :class:`robrep.methods.MaskedPretraining`.
 
@@ -183,8 +156,7 @@ def new_vit_mae(
         patch: height and width of a patch, in pixels.
         width, depth, heads: of the encoder; its MLPs are 4 times as wide. The fixed sine-cosine positions require a
             width that is a multiple of 4.
-        decoder_width, decoder_depth: of the decoder, which has as many heads as the encoder.
-        mask_ratio: fraction of patches hidden in pre-training.
+        decoder_width: of the decoder, one block with as many heads as the encoder.
 
     Raises:
         ImportError: transformers is not installed.
@@ -206,10 +178,9 @@ def new_vit_mae(
             num_attention_heads=heads,
             intermediate_size=4 * width,
             decoder_hidden_size=decoder_width,
-            decoder_num_hidden_layers=decoder_depth,
+            decoder_num_hidden_layers=1,
             decoder_num_attention_heads=heads,
             decoder_intermediate_size=4 * decoder_width,
-            mask_ratio=mask_ratio,
         )
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +16,8 @@ from robrep.data import floats
 from robrep.gaussians import Gaussian, upcast
 from robrep.losses import cross_entropy
 from robrep.objectives import fitting, own_ids, with_noise
-from robrep.optimizers import Optimizer
 from robrep.random import fold, noise
-from robrep.training import Examples, History, Precision, fit
+from robrep.training import Examples, History, fit
 
 Code = Gaussian | Tensor
 
@@ -33,12 +31,7 @@ def device_of(module: nn.Module) -> torch.device:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     devices = {t.device for _, t in tensors}
     if len(devices) > 1:
-        parts: dict[str, list[str]] = {}
-        for name, t in tensors:
-            part, known = name.split(".")[0], parts.setdefault(str(t.device), [])
-            if part not in known:
-                known.append(part)
-        told = ", ".join(f"{', '.join(names)} on {device}" for device, names in parts.items())
+        told = ", ".join(dict.fromkeys(f"{name.split('.')[0]} on {t.device}" for name, t in tensors))
         raise ValueError(f"{type(module).__name__} has {told}, expected all of it on one device")
     return devices.pop() if devices else torch.device("cpu")
 
@@ -57,7 +50,7 @@ def encode(encoder: nn.Module, x: Examples, batch_size: int = 500) -> Code:
     """
     device, codes, call = device_of(encoder), [], with_noise(encoder)
     with attack_mode(encoder):
-        for ids in torch.arange(len(x)).split(int(positive_int("batch_size", batch_size))):
+        for ids in torch.arange(len(x)).split(positive_int("batch_size", batch_size)):
             codes.append(call(floats(x[ids]).to(device), ids=ids.to(device)))
     if isinstance(codes[0], Gaussian):
         return Gaussian.cat(codes)
@@ -197,17 +190,12 @@ def train_head(
     x: Examples,
     y: Tensor,
     *,
+    attack: Attack | None = None,
+    threat: Threat | None = None,
     epochs: int = 20,
     batch_size: int = 256,
     lr: float = 1e-2,
-    weight_decay: float = 0.0,
-    optimizer: Optimizer = "adamw",
-    attack: Attack | None = None,
-    threat: Threat | None = None,
-    precision: Precision = "32-true",
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    progress: str | None = None,
+    **settings: Any,
 ) -> History:
     """Train ``head`` in place on a frozen encoder's codes: one sample of z for each image and step, cross-entropy.
 
@@ -220,8 +208,7 @@ def train_head(
         x: images, uint8 or float in [0, 1].
         y: class indices (N,), int64.
         attack, threat: given together, the head is trained at the worst x' in the ball (adversarial head).
-        epochs, batch_size, lr, weight_decay, optimizer, precision, seed, cache, progress: as in
-            :func:`robrep.training.fit`.
+        epochs, batch_size, lr, settings: as in :func:`robrep.training.fit`.
 
     Returns:
         The history of the training.
@@ -233,9 +220,7 @@ def train_head(
     if (attack is None) != (threat is None):
         missing = "threat" if threat is None else "attack"
         raise ValueError(f"{missing} is None, expected attack and threat together, or neither for a clean head")
-    settings: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
-    settings |= dict(optimizer=optimizer, precision=precision, cache=cache, progress=progress)
-    settings |= dict(accelerator=device_of(encoder).type)
+    settings |= dict(epochs=epochs, batch_size=batch_size, lr=lr, accelerator=device_of(encoder).type)
     if attack is not None and threat is not None:
         with gradients_disabled(encoder), attack_mode(encoder):  # `fit` sets modes; here they are put back
             return fit(AdversarialHead(encoder, head, attack, threat), x, y, **settings)

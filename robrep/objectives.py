@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -55,11 +56,11 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     2020, eq. 6, with the sign that makes it grow as the label loses). With two classes there is no third logit, and
     the plain :func:`margin` is returned.
     """
-    own, others = _label_and_others(logits, y)
+    difference = margin(logits, y)
     if logits.shape[1] < 3:
-        return others.amax(1) - own
+        return difference
     top = upcast(logits).topk(3, dim=1).values
-    return (others.amax(1) - own) / (top[:, 0] - top[:, 2] + 1e-12)
+    return difference / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -163,79 +164,58 @@ def own_ids(ids: Tensor | None, x: Tensor) -> Tensor:
 def fitting(module: Any, x: Tensor) -> Tensor:
     """Floating-point ``x`` in the dtype of the module's first parameter, so that float32 images enter a model in half
     precision; anything else as it is."""
-    dtype = _dtype(module)
-    return x if dtype is None or not x.is_floating_point() else x.to(dtype)
+    parameters = module.parameters() if isinstance(module, nn.Module) and x.is_floating_point() else ()
+    return next((x.to(p.dtype) for p in parameters if p.dtype in FLOATS), x)
 
 
-def _dtype(module: Any) -> torch.dtype | None:
-    parameters = module.parameters() if isinstance(module, nn.Module) else ()
-    return next((p.dtype for p in parameters if p.dtype in FLOATS), None)
-
-
-class _Handing:
-    """Hooks that hand ids and seed to the modules ``found`` inside a model with each call, another seed in each."""
-
-    def __init__(self, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> None:
-        self.found, self.n, self.ids, self.seed = found, n, ids, seed
-        self.calls: dict[str, int] = {}
-        self.wrong: dict[str, int] = {}  # called on other rows than the images
-
-    def hook(self, name: str) -> Any:
-        def hand(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-            if given.get("ids") is not None:
-                return None
-            rows = next((len(t) for t in (*args, *given.values()) if isinstance(t, Tensor) and t.ndim), 0)
-            if rows != self.n:
-                self.wrong[name] = rows
-                return args, given | {"ids": torch.arange(rows, device=self.ids.device)}
-            call = self.calls[name] = self.calls.get(name, -1) + 1
-            return args, given | {"ids": self.ids, "seed": fold(self.seed, "call", call) if call else self.seed}
-
-        return hand
-
-    def check(self) -> None:
-        for name, rows in self.wrong.items():
-            if _count(self.found[name]):  # it may have learnt that it has nothing to sample
-                raise ValueError(
-                    f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {self.n} images, "
-                    "expected one row for each image, in order; or give the model a number ``samples`` and a "
-                    "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
-                )
+@contextmanager
+def _patched(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Within, the module's own attribute ``name`` is ``value``."""
+    before = {key: kept for key, kept in vars(module).items() if key == name}
+    vars(module)[name] = value
+    try:
+        yield
+    finally:
+        del vars(module)[name]
+        vars(module).update(before)
 
 
 @contextmanager
 def _handed_down(model: nn.Module, found: dict[str, Any], n: int, ids: Tensor, seed: int) -> Iterator[None]:
-    """Within, the modules ``found`` inside ``model`` get ids and seed with each call."""
-    handing = _Handing(found, n, ids, seed)
-    # what compiles, or splits the batch, would not see the hooks: it calls what it wraps instead
-    inside = {id(m) for sampler in found.values() for m in sampler.modules()}
-    wrappers = [(m, inner) for m in model.modules() if id(m) not in inside and (inner := _wrapped(m)) is not None]
-    called = [m for m in model.modules() if id(m) not in inside or m in found.values()]
-    compiled = [m for m in called if getattr(m, "_compiled_call_impl", None) is not None]
-    calls_of = [m._compiled_call_impl for m in compiled]
-    forwards = [m.__dict__.get("forward") for m, _ in wrappers]
-    handles = [m.register_forward_pre_hook(handing.hook(name), with_kwargs=True) for name, m in found.items()]
-    try:
-        for m in compiled:
-            m._compiled_call_impl = None
-        for m, inner in wrappers:
-            m.forward = inner.__call__  # type: ignore[method-assign]
+    """Within, hooks hand ids and seed to the modules ``found`` inside ``model``, another seed with each call."""
+    calls: dict[str, int] = {}
+    wrong: dict[str, int] = {}  # called on other rows than the images
+
+    def hand(name: str, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        if given.get("ids") is not None:
+            return None
+        rows = next((len(t) for t in (*args, *given.values()) if isinstance(t, Tensor) and t.ndim), 0)
+        if rows != n:
+            wrong[name] = rows
+            return args, given | {"ids": torch.arange(rows, device=ids.device)}
+        call = calls[name] = calls.get(name, -1) + 1
+        return args, given | {"ids": ids, "seed": fold(seed, "call", call) if call else seed}
+
+    inside = {id(m) for sampler in found.values() for m in sampler.modules()} - set(map(id, found.values()))
+    with ExitStack() as stack:
+        for name, sampler in found.items():
+            handle = sampler.register_forward_pre_hook(partial(hand, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        # what compiles, or splits the batch, would not see the hooks: it calls what it wraps instead
+        for m in (m for m in model.modules() if id(m) not in inside):
+            wrapped = m.module if isinstance(m, nn.DataParallel) else getattr(m, "_orig_mod", None)
+            if wrapped is not None and m not in found.values():
+                stack.enter_context(_patched(m, "forward", wrapped.__call__))
+            if getattr(m, "_compiled_call_impl", None) is not None:
+                stack.enter_context(_patched(m, "_compiled_call_impl", None))
         yield
-        handing.check()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for m, implementation in zip(compiled, calls_of, strict=True):
-            m._compiled_call_impl = implementation
-        for (m, _), forward in zip(wrappers, forwards, strict=True):
-            if forward is None:
-                del m.forward
-            else:
-                m.forward = forward
-
-
-def _wrapped(module: nn.Module) -> nn.Module | None:
-    return module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
+    for name, rows in wrong.items():
+        if _count(found[name]):  # it may have learnt that it has nothing to sample
+            raise ValueError(
+                f"model calls its module {name}, which draws noise, on {rows} rows for a batch of {n} images, expected "
+                "one row for each image, in order; or give the model a number ``samples`` and a "
+                "forward(x, *, ids, seed) of its own that passes them on, as Classifier has"
+            )
 
 
 def with_noise(model: Any) -> Callable[..., Any]:
@@ -247,13 +227,12 @@ def with_noise(model: Any) -> Callable[..., Any]:
     Raises (the function):
         ValueError: a module that draws noise is hidden, or called on other rows than the images in order.
     """
-    found, dtype = samplers(model), _dtype(model)
+    found = samplers(model)
 
     def call(x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Any:
         token = _called.set(True)
         try:
-            if dtype is not None and x.is_floating_point():
-                x = x.to(dtype)
+            x = fitting(model, x)
             if not found:
                 return model(x)
             ids = torch.arange(len(x), device=x.device) if ids is None else ids

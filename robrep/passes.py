@@ -17,7 +17,7 @@ from robrep.checks import check_images, one_of, positive_int
 from robrep.data import floats
 from robrep.gaussians import upcast
 from robrep.objectives import with_noise
-from robrep.training import Examples, Precision, best_precision
+from robrep.training import HALF, Examples, Precision, best_precision
 
 T = TypeVar("T")
 CPU_BATCH = 500
@@ -54,8 +54,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
         ValueError: an unknown precision.
     """
     one_of("precision", precision, get_args(Precision))
-    kinds = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-    kind = kinds.get(best_precision(device) if precision == "auto" else precision)
+    kind = HALF.get(best_precision(device) if precision == "auto" else precision)
     return torch.autocast(device.type, kind, enabled=kind is not None)
 
 
@@ -109,7 +108,7 @@ class Batches:
 
     def __init__(self, model: nn.Module, x: Examples, device: torch.device, size: int | None) -> None:
         self.device = device
-        self.size = CPU_BATCH if size is None else int(positive_int("batch_size", size))
+        self.size = CPU_BATCH if size is None else positive_int("batch_size", size)
         if size is None and device.type == "cuda":
             self.size = _fits(model, images_of(x, torch.arange(min(len(x), 16))).to(device))
 

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 import unicodedata
-from types import TracebackType
 from typing import Literal
 
 # Words in the command line of the process that started a kernel
@@ -90,7 +89,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
 

@@ -101,7 +101,7 @@ class Smoothed(nn.Module):
 
     def __init__(self, model: nn.Module, sigma: float, samples: int = 20) -> None:
         super().__init__()
-        self.model, self.sigma, self.samples = model, above_zero("sigma", sigma), int(positive_int("samples", samples))
+        self.model, self.sigma, self.samples = model, above_zero("sigma", sigma), positive_int("samples", samples)
 
     def forward(self, x: Tensor, *, ids: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-probabilities (N, C).
@@ -149,7 +149,7 @@ def votes(
         ValueError, TypeError: an argument out of its range.
         FloatingPointError: the model gives what is not a number.
     """
-    sigma, n, seed = above_zero("sigma", sigma), int(positive_int("n", n)), int(as_seed(seed))
+    sigma, n, seed = above_zero("sigma", sigma), positive_int("n", n), int(as_seed(seed))
     check_model(model)
     ids = torch.arange(len(x)) if ids is None else ids
     if ids.shape != (len(x),):
@@ -245,7 +245,7 @@ def certify(
         ValueError, TypeError: an argument out of its range.
     """
     alpha, seed = _level(alpha), int(as_seed(seed))
-    n0, n = int(positive_int("n0", n0)), int(positive_int("n", n))
+    n0, n = positive_int("n0", n0), positive_int("n", n)
     # one noise for selection, another for estimation: else the class would be chosen to fit the noise that judges it
     first = votes(model, x, sigma, n0, ids=ids, seed=fold(seed, "select"), batch_size=batch_size).argmax(1)
     counts = votes(model, x, sigma, n, ids=ids, seed=fold(seed, "estimate"), batch_size=batch_size, progress=progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
 CAPTURE: dict[str, Callable[[Callable[[], None]], Callable[[], None]]] = {"cuda": cuda_graph}
 
 
+@dataclass(eq=False)
 class TrainingStep:
     """One step: forward pass with its attack, backward pass, optimizer, and the method's ``after_step``.
 
@@ -52,31 +54,28 @@ class TrainingStep:
         loss: of the last step.
     """
 
-    def __init__(
-        self,
-        method: nn.Module,
-        forward: Callable[..., dict[str, Tensor]],
-        optimizer: Any,
-        y: Tensor,
-        *,
-        batch_size: int,
-        steps: int,
-        x: Tensor | None = None,
-        autocast: torch.dtype | None = None,
-        scaler: Any = None,
-        backward: Callable[[Tensor], None] = Tensor.backward,
-        refusal: str = "",
-    ) -> None:
-        device = y.device
-        if not refusal and device.type not in CAPTURE:
-            refusal = f"a device of type {device.type} has no graphs"
-        if not refusal and not getattr(method, "capturable", True):
-            refusal = f"{type(method).__name__} says that it cannot be captured"
-        self.refusal, self.device, self.made = refusal, device, 0
-        self.forward, self.optimizer, self.x, self.y, self.steps = forward, optimizer, x, y, steps
-        self.autocast, self.scaler, self.backward = autocast, scaler, backward
-        self.after_step: Callable[[Tensor, int], None] | None = getattr(method, "after_step", None)
-        self.ids = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    method: nn.Module
+    forward: Callable[..., dict[str, Tensor]]
+    optimizer: Any
+    y: Tensor
+    _: KW_ONLY
+    batch_size: int
+    steps: int
+    x: Tensor | None = None
+    autocast: torch.dtype | None = None
+    scaler: Any = None
+    backward: Callable[[Tensor], None] = Tensor.backward
+    refusal: str = ""
+
+    def __post_init__(self) -> None:
+        device = self.device = self.y.device
+        if not self.refusal and device.type not in CAPTURE:
+            self.refusal = f"a device of type {device.type} has no graphs"
+        if not self.refusal and not getattr(self.method, "capturable", True):
+            self.refusal = f"{type(self.method).__name__} says that it cannot be captured"
+        self.made = 0
+        self.after_step: Callable[[Tensor, int], None] | None = getattr(self.method, "after_step", None)
+        self.ids = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
         self.seed, self.number = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
         self.rate = torch.zeros((), dtype=torch.float32, device=device)
         self.inputs: Tensor | None = None
@@ -85,7 +84,7 @@ class TrainingStep:
         self.replay: Callable[[], None] | None = None
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         if device.type != "meta":
-            for group in optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
 
     def __call__(self, ids: Tensor, inputs: Tensor | None, *, seed: int, number: int, rate: float) -> None:

@@ -22,19 +22,15 @@ class SuiteAttack(Protocol):
     @property
     def name(self) -> str:
         """What tables call it."""
-        ...
 
     def refuses(self, model: nn.Module, threat: Threat) -> str:
         """Why it cannot attack this model, in words; "" if it can."""
-        ...
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, ids: Tensor, seed: int) -> Tensor:
         """x' in A(x) for one batch of images; the model is in evaluation mode already."""
-        ...
 
     def __str__(self) -> str:
         """The attack and its settings in words."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,7 @@ class ClassifierAttack:
         x_adv, left = x.clone(), torch.arange(len(x), device=x.device)
         for rank in range(ranked.shape[1]):
             found = self.attack(
-                objective,
-                x[left],
-                threat.take(left),
-                y[left],
-                ranked[left, rank],
-                ids=ids[left],
-                seed=fold(seed, rank),
+                objective, x[left], threat.take(left), y[left], ranked[left, rank], ids=ids[left], seed=fold(seed, rank)
             )
             x_adv[left] = found
             with torch.no_grad():
@@ -167,10 +157,7 @@ SUITES: dict[str, tuple[SuiteAttack, ...]] = {
     # AutoAttack's standard version (Croce and Hein 2020)
     "autoattack": AUTOATTACK,
     # its version for models that sample: gradients are averaged by the model's own number of samples
-    "autoattack-rand": (
-        ClassifierAttack("APGD-CE", APGD(100)),
-        ClassifierAttack("APGD-DLR", APGD(100), "dlr"),
-    ),
+    "autoattack-rand": (ClassifierAttack("APGD-CE", APGD(100)), ClassifierAttack("APGD-DLR", APGD(100), "dlr")),
     # a cheap relative of the standard version
     "short": (
         ClassifierAttack("APGD-CE", APGD(20, leave_early=True)),
@@ -212,22 +199,13 @@ def suite(
     Raises:
         ValueError: an unknown name, or a limit below 1.
     """
-    for argument, limit in {"max_steps": max_steps, "max_restarts": max_restarts, "max_queries": max_queries}.items():
-        if limit is not None:
-            positive_int(argument, limit)
-    limits = {"steps": max_steps, "restarts": max_restarts, "queries": max_queries}
+    given = {"steps": max_steps, "restarts": max_restarts, "queries": max_queries}
+    limits = {field: positive_int(f"max_{field}", limit) for field, limit in given.items() if limit is not None}
 
     def cut(attack: Any) -> Any:
         if isinstance(attack, ClassifierAttack):
             return replace(attack, attack=cut(attack.attack))
-        return replace(
-            attack,
-            **{
-                field: min(getattr(attack, field), limit)
-                for field, limit in limits.items()
-                if limit is not None and hasattr(attack, field)
-            },
-        )
+        return replace(attack, **{k: min(getattr(attack, k), v) for k, v in limits.items() if hasattr(attack, k)})
 
     return tuple(cut(attack) for attack in SUITES[one_of("name", name, SUITES)])
 

@@ -6,14 +6,13 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from robrep.checkpoints import Keeper, keeping_place
 from robrep.checks import check_images, check_labels, nonnegative, one_of, positive_int
@@ -95,73 +94,8 @@ def make_fabric(accelerator: str = "auto") -> Any:
     return fabric
 
 
-@dataclass
-class FirstSteps:
-    """What :func:`first_steps` saw.
-
-    Attributes:
-        count: steps after which the training stops.
-        losses: the loss of each step made.
-        seconds: wall time of each.
-        total: steps that the whole training has; 0 before it has begun.
-    """
-
-    count: int
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    total: int = 0
-
-    @property
-    def fastest(self) -> float:
-        """Seconds of the fastest step; the first one is often slow.
-
-        Raises:
-            ValueError: no step was made.
-        """
-        if not self.seconds:
-            raise ValueError("no step was made: nothing was trained")
-        return min(self.seconds)
-
-    @property
-    def hours(self) -> float:
-        """What all steps would take at the speed of the fastest; raises as ``fastest`` does."""
-        return self.fastest * self.total / 3600
-
-    def see(self, loss: float, seconds: float, total: int) -> None:
-        """Note one step; raises :class:`Enough` after the last."""
-        self.losses.append(loss)
-        self.seconds.append(seconds)
-        self.total = total
-        if len(self.losses) == self.count:
-            raise Enough
-
-
-class Enough(Exception):
-    """Ends a training that :func:`first_steps` watches."""
-
-
-_watching: ContextVar[FirstSteps | None] = ContextVar("watching", default=None)
-
-
-@contextmanager
-def first_steps(count: int) -> Iterator[FirstSteps]:
-    """Leave the block after the first ``count`` steps of :func:`fit`: what would the whole training cost?
-
-    The steps are those of the whole training, with its schedule and precision; no checkpoint is written in its first
-    epoch. What follows ``fit`` in the block is not run. For example::
-
-        with first_steps(2) as seen:
-            fit(method, x, y, epochs=2_000, batch_size=1_024)
-        print(seen.losses, seen.hours)
-    """
-    seen = FirstSteps(positive_int("count", count))
-    token = _watching.set(seen)
-    try:
-        yield seen
-    except Enough:
-        pass
-    finally:
-        _watching.reset(token)
+#: While it is set, called after each step with its loss, its seconds, and how many steps the whole training has.
+watcher: ContextVar[Callable[[float, float, int], None] | None] = ContextVar("watcher", default=None)
 
 
 def _loaded(x: Examples, batches: list[Tensor], device: torch.device, workers: int | None) -> Iterable[Tensor]:
@@ -169,25 +103,16 @@ def _loaded(x: Examples, batches: list[Tensor], device: torch.device, workers: i
     gpu, own = device.type == "cuda", torch.Generator()  # else the loader would draw a seed from the global state
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if gpu else 0
-    return torch.utils.data.DataLoader(
-        x,  # type: ignore[arg-type]
-        sampler=batches,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=gpu,
-        generator=own,
-    )
+    whole: dict[str, Any] = {"sampler": batches, "batch_size": None}
+    return DataLoader(cast(Any, x), **whole, num_workers=workers, pin_memory=gpu, generator=own)
 
 
 def _check_examples(x: Examples, y: Tensor) -> int:
     """The number of examples, if inputs and labels fit each other."""
-    n = len(x)
-    if n == 0 or len(y) != n:
-        raise ValueError(f"x has {n} examples and y has {len(y)} labels, expected as many labels, and at least one")
-    check_labels(y)
+    check_labels(y, len(x))
     if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
         check_images(x)
-    return n
+    return len(x)
 
 
 def _refusal(capture: bool, processes: int, scaled: bool) -> str:
@@ -217,7 +142,6 @@ def fit(
     capture: bool = True,
     workers: int | None = None,
     seed: int = 0,
-    checkpoint: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     save_every: float = 120.0,
     after_epoch: Callable[[int], dict[str, float]] | None = None,
@@ -255,7 +179,6 @@ def fit(
         workers: processes that read inputs which are not a tensor; None for 8 on a GPU (or as many as there are cores),
             and 0 on a CPU.
         seed: seed of the order of the data and of everything that the method draws.
-        checkpoint: file written every ``save_every`` seconds and at the end, and resumed from if it is there.
         cache: folder of checkpoints named by a hash of settings, data, initial weights and robrep's own code. A run
             that was finished is loaded, one that was cut short is resumed, anything else starts afresh. A damaged file
             is set aside. A method whose code or attributes cannot be identified is not kept, with a warning.
@@ -269,8 +192,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: sizes or settings that do not fit, float images outside [0, 1], labels that are not class
-            indices, a checkpoint from other settings, cut short or corrupt; with a ``checkpoint``, a method or data
-            that cannot be identified.
+            indices.
         FloatingPointError: the loss is not finite.
         OSError: the checkpoint cannot be written; the previous one is then intact.
     """
@@ -296,7 +218,7 @@ def fit(
     steps, warmup = epochs * per_epoch, round(warmup_epochs * per_epoch)
 
     settings |= {"precision": precision, "world_size": world}
-    path = keeping_place(checkpoint, cache, settings, method, x, y)
+    path = keeping_place(cache, settings, x=x, y=y, method=method)
 
     fabric.to_device(method)
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -311,7 +233,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")  # type: ignore[attr-defined]
     parts = {"method": method, "optimizer": updater, "scaler": scaler}
     keeper = Keeper(path, settings, parts, every=save_every, writes=fabric.is_global_zero)
-    history = History(keeper.resume(anew=checkpoint is None))
+    history = History(keeper.resume())
     held = x.to(device) if isinstance(x, Tensor) else None
     step = TrainingStep(
         method, forward, updater, y.to(device),
@@ -323,7 +245,7 @@ def fit(
 
     def one_epoch(epoch: int) -> dict[str, float]:
         """All steps of an epoch: the mean of each loss term, the last learning rate, and seconds."""
-        began, epoch_seed, watching = time.perf_counter(), fold(seed, "epoch", epoch), _watching.get()
+        began, epoch_seed, watching = time.perf_counter(), fold(seed, "epoch", epoch), watcher.get()
         torch.default_generator.manual_seed(fold(epoch_seed, "global"))  # for methods that draw from it (dropout)
         if device.type == "cuda":
             torch.cuda.manual_seed(fold(epoch_seed, "global", fabric.global_rank))
@@ -337,7 +259,7 @@ def fit(
             step(ids, batch, seed=epoch_seed, number=number, rate=now)
             if watching is not None:
                 loss = fabric.all_reduce(step.loss).item()
-                watching.see(loss, time.perf_counter() - step_began, steps)
+                watching(loss, time.perf_counter() - step_began, steps)
                 step_began = time.perf_counter()
         means = step.means(per_epoch, fabric.all_reduce)
         if not math.isfinite(means["loss"]):

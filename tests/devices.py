@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_flatten
 from robrep import methods as m
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf
 from robrep.augmentations import Augment, digit_augmentation
+from robrep.book.worst_case_mi import CriticOf, WorstCaseCriticOf
 from robrep.encoders import (
     ConvDecoder,
     ConvEncoder,
-    ConvNormEncoder,
     Critic,
     InfoMaxEncoder,
     MaskedAutoEncoder,
@@ -48,7 +48,7 @@ def resnet(gaussian: bool = True, **options: Any) -> ResNetEncoder:
 
 
 def bootstrap(encoder: Any = None) -> tuple[nn.Module, ...]:
-    encoder = encoder or ConvNormEncoder(3, widths=(4, 8), strides=(2, 2))
+    encoder = encoder or PreActResNet((1,), base=8)
     return encoder, NormMLP(encoder.dim, 8, 6), NormMLP(6, 8, 6), Augment()
 
 
@@ -83,8 +83,8 @@ METHODS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "byorl, resnet, apgd": (lambda: m.BYORL(*bootstrap(PreActResNet((1, 1), base=8)), APGD(3), BALL), 3),
     "infomax": (lambda: m.InfoMax(*infomax()), 1),
     "worst_case_infomax": (lambda: m.WorstCaseInfoMax(*infomax(), PGD(2, random_start=False, keep="best"), BALL), 1),
-    "critic": (lambda: m.CriticOf(VectorCritic(64, 6), torch.zeros(24, 6)), 1),
-    "worst_case_critic": (lambda: m.WorstCaseCriticOf(*infomax(), PGD2, BALL, "nce"), 1),
+    "critic": (lambda: CriticOf(VectorCritic(64, 6), torch.zeros(24, 6)), 1),
+    "worst_case_critic": (lambda: WorstCaseCriticOf(*infomax(), PGD2, BALL, "nce"), 1),
     "vanilla": (lambda: m.Reconstruction(autoencoder(), digit_augmentation(False)), 1),
     "cropd": (lambda: m.CRoPD(autoencoder(), Projector(autoencoder().dim, 8, 6), FGSM(), BALL), 1),
     "arae": (lambda: m.AdversarialReconstruction(autoencoder(), Projector(autoencoder().dim, 8, 6), PGD2, BALL), 1),

@@ -151,8 +151,8 @@ def test_optimizers_and_checkpoints(gpu: torch.device, optimizer: Any, tmp_path:
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        fit(copy.deepcopy(parts), x, y, checkpoint=tmp_path / "c.pt", after_epoch=stop, **settings)
-    fit(parts, x, y, checkpoint=tmp_path / "c.pt", **settings)
+        fit(copy.deepcopy(parts), x, y, cache=tmp_path, after_epoch=stop, **settings)
+    fit(parts, x, y, cache=tmp_path, **settings)
     for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
         assert b.device == gpu and torch.equal(a.cpu(), b.cpu())
 

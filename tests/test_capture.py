@@ -91,7 +91,7 @@ def test_every_optimizer_and_precision(optimizer: Any, precision: Any, captured:
 @pytest.mark.parametrize("name", ["vae_urkle", "byorl"])
 @pytest.mark.parametrize("capture_again", [True, False])
 def test_killed_and_resumed(name: str, capture_again: bool, captured: list[TrainingStep], tmp_path: Path) -> None:
-    x, path = images(24, METHODS[name][1]), tmp_path / "run.pt"
+    x = images(24, METHODS[name][1])
     settings = SETTINGS | {"epochs": 4, "save_every": 0}
     whole = built(name)
     expected = fit(whole, x, Y, **settings)
@@ -102,9 +102,9 @@ def test_killed_and_resumed(name: str, capture_again: bool, captured: list[Train
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        fit(built(name), x, Y, **settings, checkpoint=path, after_epoch=stop)
+        fit(built(name), x, Y, **settings, cache=tmp_path, after_epoch=stop)
     resumed = built(name)
-    history = fit(resumed, x, Y, **settings, checkpoint=path, capture=capture_again)
+    history = fit(resumed, x, Y, **settings, cache=tmp_path, capture=capture_again)
     assert len(captured) == 2 + capture_again
     assert rows(history) == rows(expected) and same(resumed, whole)
 

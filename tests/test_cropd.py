@@ -181,9 +181,8 @@ def test_vanilla() -> None:
 
 
 @pytest.mark.parametrize("attack", [FGSM(), PGD(2)], ids=str)
-@pytest.mark.parametrize("negatives", ["both", "clean"])
-def test_cropd(negatives: Any, attack: Any) -> None:
-    method, x = make("CRoPD", attack, weight=3.0, temperature=0.2, negatives=negatives), images()
+def test_cropd(attack: Any) -> None:
+    method, x = make("CRoPD", attack, weight=3.0, temperature=0.2), images()
     terms = method(x, Y, IDS, SEED)
     x_adv = method.worst(x, IDS, SEED)
     assert (x_adv - x).abs().amax() <= 0.1 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
@@ -201,14 +200,6 @@ def test_the_adversary_climbs() -> None:
     at = {name: adversarial_contrast(p, project(method, v)).mean() for name, v in
           {"start": start, "end": method.worst(x, IDS, SEED)}.items()}  # fmt: skip
     assert at["end"] > at["start"]
-    cosine = {
-        negatives: torch.cosine_similarity(
-            p, project(method, make("CRoPD", PGD(10), negatives=negatives).worst(x, IDS, SEED))
-        ).mean()
-        for negatives in ("both", "clean")
-    }
-    assert cosine["clean"] < torch.cosine_similarity(p, project(method, start)).mean()
-    assert cosine["clean"] <= cosine["both"] + 1e-6  # nothing else is climbed on
 
 
 def test_the_adversary_is_an_attack_on_the_loss() -> None:
@@ -300,8 +291,6 @@ def test_weights_are_checked() -> None:
         make("CRoPD", weight=-1)
     with pytest.raises(ValueError, match="gamma is -1, expected a finite number"):
         make("ARAE", gamma=-1)
-    with pytest.raises(ValueError, match="negatives is 'all', expected one of"):
-        make("CRoPD", negatives="all")
 
 
 def test_the_encoder_alone_is_adversarially_trained() -> None:

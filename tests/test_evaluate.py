@@ -408,15 +408,15 @@ def test_what_cannot_be_identified_is_not_kept(tmp_path: Path) -> None:
             return "endless"
 
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"keeps no result of endless in the cache: .*attack\.stream is a .*gener"):
+        with pytest.warns(UserWarning, match="keeps nothing in the cache: attack 'endless' holds .* 'generator'"):
             evaluate(Rowwise(), X, Y, [Endless(), PGD(2)], Linf(0.02), cache=tmp_path)
-    assert len(calls) == 2 and len(list((tmp_path / "evaluations").iterdir())) == 1
+    assert len(calls) == 2
     model = Rowwise()
     model.file = open(os.devnull)  # type: ignore[assignment]  # noqa: SIM115
-    with pytest.warns(UserWarning, match=r"keeps nothing in the cache: model\.file is a .*TextIOWrapper"):
+    with pytest.warns(UserWarning, match="keeps nothing in the cache: model holds .*TextIOWrapper"):
         evaluate(model, X, Y, PGD(3), Linf(0.02), cache=tmp_path)
     model.file.close()  # type: ignore[union-attr,operator]
-    assert len(list((tmp_path / "evaluations").iterdir())) == 1
+    assert not list(tmp_path.iterdir())
 
 
 # --- words, precision, compilation --------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def test_a_compiled_model() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="after is a rate of 3 images, expected 50"):
+    with pytest.raises(ValueError, match="after has 3 rows, expected 50"):
         evaluate(Rowwise(), X, Y, FGSM(), Linf(0.1), after=Rate(torch.ones(3, dtype=torch.bool)))
     with pytest.raises(ValueError, match="y has 49 labels, expected 50"):
         evaluate(Rowwise(), X, Y[1:], FGSM(), Linf(0.1))

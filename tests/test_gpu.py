@@ -234,10 +234,9 @@ def test_killed_and_resumed(name: str, capture_again: bool, tmp_path: Path) -> N
             raise KeyboardInterrupt
         return {}
 
-    path = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
-        trained(name, **settings, checkpoint=path, after_epoch=stop)
-    resumed = trained(name, **settings, checkpoint=path, capture=capture_again)
+        trained(name, **settings, cache=tmp_path, after_epoch=stop)
+    resumed = trained(name, **settings, cache=tmp_path, capture=capture_again)
     assert resumed[1].how.startswith("captured" if capture_again else "step by step")
     agree(name, resumed, whole, **settings)
 

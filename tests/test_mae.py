@@ -110,18 +110,15 @@ def slowly(model: MaskedAutoEncoder, x: Tensor) -> tuple[Tensor, Tensor]:
         patch = torch.stack(pixels).view(x.shape[0], side, side)
         out[:, r * side : (r + 1) * side, c * side : (c + 1) * side] = patch
     in_order = torch.stack([tokens[s] for s in spots])
-    if model.pooled == "embedding":
-        return out, in_order.view(len(spots), -1, model.pool).mean(2).flatten()
     pooled = in_order.view(-1, model.pool, len(bias)).mean(1)  # groups x width, and the embedding runs first
     return out, pooled.T.flatten()
 
 
-@pytest.mark.parametrize("pooled", ["tokens", "embedding"])
 @pytest.mark.parametrize(("size", "channels"), [((8, 8), 1), ((4, 6), 3), ((6, 6), 1)])
 @torch.no_grad()
-def test_a_model_is_what_one_writes_patch_by_patch(size: tuple[int, int], channels: int, pooled: str) -> None:
+def test_a_model_is_what_one_writes_patch_by_patch(size: tuple[int, int], channels: int) -> None:
     pool = 3 if size == (6, 6) else 2
-    model, x = make(size, channels, pool=pool, pooled=pooled), images(3, channels, *size)
+    model, x = make(size, channels, pool=pool), images(3, channels, *size)
     output, code = model(x), LatentCode(model)(x)
     assert output.shape == x.shape and code.shape == (3, model.dim)
     for i in range(3):
@@ -192,10 +189,6 @@ def test_what_does_not_fit_is_refused() -> None:
         make(8, 3, patch=4)
     with pytest.raises(ValueError, match="pool is 5, expected a divisor of the 16 tokens"):
         make(8, pool=5)
-    with pytest.raises(ValueError, match="pool is 5, expected a divisor of the width 24"):
-        make(8, pool=5, pooled="embedding")
-    with pytest.raises(ValueError, match="pooled is 'token'"):
-        make(8, pooled="token")
     with pytest.raises(ValueError, match=r"x has shape \(2, 1, 6, 6\), expected \(N, 1, 8, 8\)"):
         make(8)(images(2, 1, 6, 6))
     assert set(MAE_SETTINGS) == {"digits", "cpu", "low_resolution", "high_resolution"}

@@ -63,7 +63,7 @@ def test_a_head_on_codes() -> None:
     "attack",
     [
         PGD(3), PGD(3, random_start=False), PGD(3, restarts=2, keep="best"),
-        PGD(3, step_size=torch.ones(6, device=META)), FGSM(), APGD(9), APGD(5, restarts=2),
+        PGD(3, step_size=0.1), FGSM(), APGD(9), APGD(5, restarts=2),
         Square(12, leave_early=False),
     ],
     ids=str,

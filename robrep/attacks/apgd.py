@@ -10,7 +10,6 @@ from torch import Tensor
 
 from robrep.attacks.engine import Best, Problem, Search, replace_rows
 from robrep.attacks.threats import column
-from robrep.checks import positive_int
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -69,10 +68,6 @@ class APGD(Search):
     restarts: int = 1
     random_start: bool = True
     leave_early: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "restarts"):
-            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
 
     def __str__(self) -> str:
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""

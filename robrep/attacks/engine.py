@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robrep.attacks.threats import Threat, check_count, column
-from robrep.checks import check_images, may_look, one_of
+from robrep.checks import check_images, may_look, one_of, positive_int
 from robrep.random import Seed, fold
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -77,15 +77,17 @@ def attack_mode(*modules: Any, batch_norm: Literal["eval", "batch"] = "eval") ->
             m.track_running_stats = track
 
 
-def _noise(objective: Objective, ids: Tensor, seed: Seed, *at: int | str) -> dict[str, Any]:
-    """What an objective that draws noise gets beside x' and ``given``; ``at`` names the place in the attack."""
-    return {"ids": ids, "seed": fold(seed, *at) if at else seed} if getattr(objective, "random", False) else {}
-
-
-def _scored(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], noise: dict[str, Any]
+def scores(
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed, *at: int | str
 ) -> tuple[Tensor, Tensor | None]:
-    """``objective(x', *given, **noise)``: checked scores, and who is done if it says so."""
+    """``objective(x', *given)``: one score for each example, (N,), and who is done, bool (N,), if it says so.
+
+    An objective that draws noise also gets ids and seed, folded with ``at``, which names the place in the attack.
+
+    Raises:
+        ValueError: the objective gives anything else.
+    """
+    noise = {"ids": ids, "seed": fold(seed, *at) if at else seed} if getattr(objective, "random", False) else {}
     result = objective(x_adv, *given, **noise)
     score, done = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     n = len(x_adv)
@@ -98,37 +100,24 @@ def _scored(
     return score, done
 
 
-def _ascent(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], noise: dict[str, Any]
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As :func:`_scored`, and the gradient of the summed scores with respect to x'."""
-    with torch.enable_grad():
-        x_adv = x_adv.detach().requires_grad_()
-        score, done = _scored(objective, x_adv, given, noise)
-        grad = torch.autograd.grad(score.sum(), x_adv, allow_unused=True)[0] if score.requires_grad else None
-        if grad is None:
-            raise ValueError("objective does not depend on x': its graph is cut (a detach, no_grad or numpy inside?)")
-    return score.detach(), done, grad
-
-
-def scores(objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed) -> Tensor:
-    """``objective(x', *given)``, with ids and seed if it draws noise; checked to be one score for each example."""
-    return _scored(objective, x_adv, given, _noise(objective, ids, seed))[0]
-
-
 def gradient(
-    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed
-) -> tuple[Tensor, Tensor]:
-    """The scores at x' and the gradient of their sum with respect to x' alone; shapes (N,) and of ``x_adv``.
+    objective: Objective, x_adv: Tensor, given: tuple[Any, ...], ids: Tensor, seed: Seed, *at: int | str
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As :func:`scores`, and the gradient of their sum with respect to x' alone, of the shape of ``x_adv``.
 
     The scores are summed, never averaged: a mean would shrink each example's gradient with the batch size, down to
     zero in half precision.
 
     Raises:
-        ValueError: the objective gives anything but one score for each example, or does not depend on x'.
+        ValueError: as for :func:`scores`, or the objective does not depend on x'.
     """
-    score, _, grad = _ascent(objective, x_adv, given, _noise(objective, ids, seed))
-    return score, grad
+    with torch.enable_grad():
+        x_adv = x_adv.detach().requires_grad_()
+        score, done = scores(objective, x_adv, given, ids, seed, *at)
+        grad = torch.autograd.grad(score.sum(), x_adv, allow_unused=True)[0] if score.requires_grad else None
+        if grad is None:
+            raise ValueError("objective does not depend on x': its graph is cut (a detach, no_grad or numpy inside?)")
+    return score.detach(), done, grad
 
 
 def replace_rows(kept: Tensor, new: Tensor, rows: Tensor) -> None:
@@ -222,12 +211,11 @@ class Problem:
     @torch.no_grad()
     def score(self, x_adv: Tensor, *at: int | str) -> tuple[Tensor, Tensor | None]:
         """Scores (N,) at x', and who is done if the objective says so; ``at`` names the noise it may draw."""
-        return _scored(self.objective, x_adv, self.given, _noise(self.objective, self.ids, self.seed, *at))
+        return scores(self.objective, x_adv, self.given, self.ids, self.seed, *at)
 
     def ascent(self, x_adv: Tensor, *at: int | str) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scores, who is done, and the gradient of the summed scores with respect to x'."""
-        noise = _noise(self.objective, self.ids, self.seed, *at)
-        score, done, grad = _ascent(self.objective, x_adv, self.given, noise)
+        score, done, grad = gradient(self.objective, x_adv, self.given, self.ids, self.seed, *at)
         # row by row: the threads of a CPU that share one large sum wait for each other, for longer than the sum takes
         sums = grad.flatten(1).sum(1, dtype=self.sums.dtype)
         if len(sums) == len(self.sums):
@@ -313,6 +301,11 @@ class Search:
     restarts: int
     leave_early: bool
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "queries", "restarts"):
+            if hasattr(self, name):
+                object.__setattr__(self, name, positive_int(name, getattr(self, name)))
+
     def __call__(
         self,
         objective: Objective,
@@ -348,7 +341,7 @@ class Search:
         x = check_images(x).detach()
         place = torch.arange(len(x), device=x.device)
         ids = place if ids is None else ids.to(x.device)
-        check_count("ids", ids, x)
+        check_count("ids", ids, len(x))
         if start is not None and check_images(start, "start").shape != x.shape:
             raise ValueError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}, that of x")
         if self.leave_early and (getattr(objective, "batch", False) or _batch_statistics.get()):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from robrep.attacks.engine import Best, Objective, Problem, Search
-from robrep.attacks.threats import Threat, check_count, check_radius, column, text
-from robrep.checks import nonnegative, one_of, positive_int
+from robrep.attacks.threats import Threat, column
+from robrep.checks import nonnegative, one_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PGD(Search):
 
     Args:
         steps: number of gradient steps, at least 1.
-        step_size: length of a step in pixel units (or one for each example); None for ``relative_step`` * eps.
+        step_size: length of a step in pixel units; None for ``relative_step`` * eps.
         restarts: independent runs, of which each example keeps the one with the highest score.
         random_start: start at a random point of the ball. Needed wherever the objective's gradient vanishes at x
             (a divergence between the codes of x and x'); from x itself the first step would be rounding noise.
@@ -35,7 +35,7 @@ class PGD(Search):
     """
 
     steps: int = 20
-    step_size: float | Tensor | None = None
+    step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
     keep: Literal["last", "best"] = "last"
@@ -43,19 +43,18 @@ class PGD(Search):
     relative_step: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts"):
-            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
+        super().__post_init__()
         one_of("keep", self.keep, ("last", "best"))
         if self.step_size is not None:
-            check_radius(self.step_size, "step_size")
+            nonnegative("step_size", self.step_size)
         if self.relative_step is not None:
             nonnegative("relative_step", self.relative_step)
             if self.step_size is not None:
                 raise ValueError(f"step_size is {self.step_size} beside a relative_step, expected one of the two")
 
     def __str__(self) -> str:
-        step = f", step {text(self.step_size)}" if self.step_size is not None else ""
-        step = f", step {text(self.relative_step)} ε" if self.relative_step is not None else step
+        step = f", step {self.step_size:g}" if self.step_size is not None else ""
+        step = f", step {self.relative_step:g} ε" if self.relative_step is not None else step
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
         start = "" if self.random_start else ", no random start"
         kept = ", best iterate" if self.keep == "best" else ""
@@ -81,12 +80,9 @@ class PGD(Search):
 
     def _step(self, x_adv: Tensor, direction: Tensor, todo: Problem) -> Tensor:
         """x' + size * direction."""
-        size = self.step_size
+        size: float | Tensor | None = self.step_size
         if size is None:
             size = (2.5 / self.steps if self.relative_step is None else self.relative_step) * todo.threat.eps
-        elif isinstance(size, Tensor):
-            check_count("step_size", size, todo.sums)
-            size = size[todo.place]
         if isinstance(size, Tensor):
             return x_adv + direction * column(size, x_adv)
         return torch.add(x_adv, direction, alpha=size)

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from robrep.attacks.engine import Best, Problem, Search
 from robrep.attacks.threats import L2, Linf, column, rows
-from robrep.checks import nonnegative, positive_int
 from robrep.random import Seed, fold, uniform
 
 CHUNK = 100  # queries whose random numbers are drawn at once
 
 
-def share(query: int, queries: int, p_init: float) -> float:
-    """Share of the image's pixels that a square covers: ``p_init``, halved at nine times of a schedule made for 10,000
+def share(query: int, queries: int) -> float:
+    """Share of the image's pixels that a square covers: 0.8, halved at nine times of a schedule made for 10,000
     queries, which is stretched to ``queries``."""
     at = query * 10_000 / queries
-    return p_init / 2 ** sum(at > time for time in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+    return 0.8 / 2 ** sum(at > time for time in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class Square(Search):
 
     Args:
         queries: calls of the objective for each example, the first included; at least 1.
-        p_init: share of the pixels that the first squares cover, in (0, 1].
         restarts: independent runs; each example keeps its best.
         leave_early: an example that the objective calls done leaves the batch.
 
@@ -42,15 +40,8 @@ class Square(Search):
     """
 
     queries: int = 5000
-    p_init: float = 0.8
     restarts: int = 1
     leave_early: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("queries", "restarts"):
-            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
-        if not 0 < nonnegative("p_init", self.p_init) <= 1:
-            raise ValueError(f"p_init is {self.p_init}, expected above 0 and at most 1")
 
     def __str__(self) -> str:
         return f"Square-{self.queries}{f', {self.restarts} restarts' if self.restarts > 1 else ''}"
@@ -75,7 +66,7 @@ class Square(Search):
             if drawn is None or (query - 1) % CHUNK == 0:
                 chunk = fold(todo.seed, "squares", restart, (query - 1) // CHUNK)
                 drawn = uniform(chunk, todo.ids, (CHUNK, 5 + x_adv.shape[1]))
-            trial = propose(todo, x_adv, drawn[:, (query - 1) % CHUNK], share(query - 1, self.queries, self.p_init))
+            trial = propose(todo, x_adv, drawn[:, (query - 1) % CHUNK], share(query - 1, self.queries))
             new_score, done = todo.score(trial, "query", restart, query)
             better = new_score > score
             if done is not None:
@@ -150,18 +141,11 @@ def _tiles(todo: Problem, seed: Seed) -> Tensor:
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
     u = uniform(seed, todo.ids, (x.shape[1] + 1, down, across))
-    signs = _signs(u[:, :-1], x)
-    upright = u[:, -1].flatten(1) < 0.5
+    bumps = _bump(side, x, u[:, -1].flatten() < 0.5).view(len(x), 1, down, across, side, side)
+    tiles = (bumps * _signs(u[:, :-1], x)[..., None, None]).transpose(3, 4)  # in the order of the pixels
+    top, left = (height - down * side) // 2, (width - across * side) // 2
     delta = torch.zeros_like(x)
-    first, second = (height - down * side) // 2, (width - across * side) // 2
-    for i in range(down):
-        for j in range(across):
-            place = (
-                ...,
-                slice(first + i * side, first + (i + 1) * side),
-                slice(second + j * side, second + (j + 1) * side),
-            )
-            delta[place] = _bump(side, x, upright[:, i * across + j]) * signs[:, :, i, j][..., None, None]
+    delta[..., top : top + down * side, left : left + across * side] = tiles.flatten(4).flatten(2, 3)
     return _at_radius(todo, delta)
 
 

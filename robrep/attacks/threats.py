@@ -13,16 +13,9 @@ from robrep.checks import may_look, nonnegative
 from robrep.random import Seed, fold, noise, uniform
 
 
-def check_radius(value: float | Tensor, name: str = "eps") -> None:
-    if not isinstance(value, Tensor):
-        nonnegative(name, value)
-    elif value.ndim != 1 or (may_look(value) and not ((value >= 0) & value.isfinite()).all()):
-        raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}, expected (N,), finite and at least 0")
-
-
-def check_count(name: str, value: Tensor, x: Tensor) -> None:
-    if len(value) != len(x):
-        raise ValueError(f"{name} has {len(value)} rows, expected {len(x)}, one for each image")
+def check_count(name: str, value: Tensor, n: int) -> None:
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} rows, expected {n}, one for each image")
 
 
 def column(value: Tensor, x: Tensor) -> Tensor:
@@ -34,12 +27,8 @@ def rows(value: float | Tensor, x: Tensor) -> float | Tensor:
     """A number as it is, one value for each image as a column."""
     if not isinstance(value, Tensor):
         return value
-    check_count("eps", value, x)
+    check_count("eps", value, len(x))
     return column(value, x)
-
-
-def text(value: float | Tensor) -> str:
-    return "varying with the image" if isinstance(value, Tensor) else f"{value:g}"
 
 
 def _norm(d: Tensor) -> Tensor:
@@ -53,23 +42,18 @@ class Threat(Protocol):
 
     def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         """A random point of A(x), another for each example and seed."""
-        ...
 
     def direction(self, gradient: Tensor) -> Tensor:
         """The steepest ascent direction of the norm, of length 1 for each example; a new tensor."""
-        ...
 
     def projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """The function that brings a point back to A(x); it may write into its argument."""
-        ...
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """The norm of a - b for each example, shape (N,)."""
-        ...
 
     def take(self, index: Tensor) -> Threat:
         """The threat model of some of the examples: a radius of each example goes with its example."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,13 +64,18 @@ class Ball:
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
-        check_radius(self.eps)
+        eps = self.eps
+        if not isinstance(eps, Tensor):
+            nonnegative("eps", eps)
+        elif eps.ndim != 1 or (may_look(eps) and not ((eps >= 0) & eps.isfinite()).all()):
+            raise ValueError(f"eps is a tensor of shape {tuple(eps.shape)}, expected (N,), finite and at least 0")
 
     def take(self, index: Tensor) -> Self:
         return replace(self, eps=self.eps[index.to(self.eps.device)]) if isinstance(self.eps, Tensor) else self
 
     def __str__(self) -> str:
-        return f"{self.norm} ball of radius {text(self.eps)}"
+        radius = "varying with the image" if isinstance(self.eps, Tensor) else f"{self.eps:g}"
+        return f"{self.norm} ball of radius {radius}"
 
 
 @dataclass(frozen=True)

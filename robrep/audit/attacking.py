@@ -63,6 +63,10 @@ class Attacks:
     def shares(self, counts: dict[str, int]) -> dict[str, float]:
         return {name: count / self.total for name, count in counts.items()}
 
+    def gained(self, check: str, gains: dict[str, int], text: str, advice: str) -> Finding:
+        """The finding of stronger attacks by gradients that broke so many on top."""
+        return Finding(check, STRONGER.share(sum(gains.values()), self.total), text, self.shares(gains), advice)
+
 
 def averaged(model: nn.Module, calls: int) -> Callable[..., Tensor]:
     """Cross-entropy of a random model's probabilities, averaged over several calls."""
@@ -85,49 +89,47 @@ def _longer(attack: Any) -> Any:
 
 def stronger(attacks: Attacks, attack: Attack) -> Finding:
     """More steps, and more random starts."""
-    gains: dict[str, int] = {}
-    told = []
     longer = _longer(attack)
-    gains["steps"] = attacks.run(f"{longer.steps} steps", longer)
-    told.append(f"{longer.steps} steps break {attacks.told(gains['steps'])}")
-    gains["restarts"] = attacks.run(f"{RESTARTS} restarts", attack, repeats=RESTARTS)
-    told.append(f"{RESTARTS} more random starts break {attacks.told(gains['restarts'])}")
-    verdict = STRONGER.share(sum(gains.values()), attacks.total)
+    gains = {
+        "steps": attacks.run(f"{longer.steps} steps", longer),
+        "restarts": attacks.run(f"{RESTARTS} restarts", attack, repeats=RESTARTS),
+    }
+    text = (
+        f"{longer.steps} steps break {attacks.told(gains['steps'])}; "
+        f"{RESTARTS} more random starts break {attacks.told(gains['restarts'])}."
+    )
     advice = "raise the attack's steps and restarts until the number no longer falls, and report that one."
-    return Finding("steps", verdict, "; ".join(told) + ".", attacks.shares(gains), advice)
+    return attacks.gained("steps", gains, text, advice)
 
 
 def other_loss(attacks: Attacks, attack: Attack) -> Finding:
     """The margin in place of the cross-entropy, and AutoPGD on the DLR."""
     model, apgd = attacks.s.model, APGD(ADAPTIVE)
-    gains = {"margin": attacks.run("the margin as loss", attack, classifier_objective(model, "margin"))}
-    gains["dlr"] = attacks.run(f"{apgd} on the DLR", apgd, classifier_objective(model, "dlr"))
+    gains = {
+        "margin": attacks.run("the margin as loss", attack, classifier_objective(model, "margin")),
+        "dlr": attacks.run(f"{apgd} on the DLR", apgd, classifier_objective(model, "dlr")),
+    }
     text = (
         f"The same attack on the margin in place of the cross-entropy breaks {attacks.told(gains['margin'])}; AutoPGD "
         f"with {ADAPTIVE} steps on the DLR breaks {attacks.told(gains['dlr'])}."
     )
-    verdict = STRONGER.share(sum(gains.values()), attacks.total)
     advice = "attack with several losses, and count an image as robust only if it survives all of them."
-    return Finding("loss", verdict, text, attacks.shares(gains), advice)
+    return attacks.gained("loss", gains, text, advice)
 
 
 def average(attacks: Attacks, attack: Attack) -> Finding:
     """A random model attacked through a better average than its own."""
-    s = attacks.s
-    gains: dict[str, int] = {}
-    told = []
+    s, gains, told = attacks.s, {}, ""
     if (mean_code := getattr(s.model, "mean_code", None)) is not None:
         gains["mean_code"] = attacks.run("the mean code", attack, classifier_objective(mean_code))
-        told.append(f"An attack on the mean code breaks {attacks.told(gains['mean_code'])}.")
-    if s.sampled:
-        gains["average"] = attacks.run(f"{SAMPLES} times the samples", attack, averaged(s.model, SAMPLES))
-        told.append(f"Gradients over {SAMPLES} times the samples break {attacks.told(gains['average'])}.")
-    else:
-        gains["average"] = attacks.run(f"{CALLS} calls averaged", attack, averaged(s.model, CALLS))
-        told.append(f"Gradients averaged over {CALLS} calls break {attacks.told(gains['average'])}.")
-    verdict = STRONGER.share(sum(gains.values()), attacks.total)
+        told = f"An attack on the mean code breaks {attacks.told(gains['mean_code'])}. "
+    calls = SAMPLES if s.sampled else CALLS
+    stage = f"{calls} times the samples" if s.sampled else f"{calls} calls averaged"
+    gains["average"] = attacks.run(stage, attack, averaged(s.model, calls))
+    how = f"over {stage}" if s.sampled else f"averaged over {calls} calls"
+    text = f"{told}Gradients {how} break {attacks.told(gains['average'])}."
     advice = "average each gradient over more draws until the number no longer falls (expectation over transformation)."
-    return Finding("average", verdict, " ".join(told), attacks.shares(gains), advice)
+    return attacks.gained("average", gains, text, advice)
 
 
 def _black_box_objective(s: Subject) -> Callable[..., Any]:

@@ -9,15 +9,14 @@ from robrep.attacks import L2, PGD, Attack, Linf
 from robrep.audit import attacking, local
 from robrep.audit.report import Audit, Finding
 from robrep.audit.subject import Subject, of, untouched
-from robrep.checks import check_images, check_labels
-from robrep.data import FolderImages, as_float
-from robrep.gaussians import upcast
+from robrep.checks import check_labels
 from robrep.heads import device_of
 from robrep.objectives import check_model, draws_noise
-from robrep.passes import normal, true_float32
+from robrep.passes import images_of, normal, true_float32
 from robrep.progress import Progress
 from robrep.random import as_seed, fold
 from robrep.rates import Rate
+from robrep.training import Examples
 
 CHECKS = 13  # about as many as are made
 BY_GRADIENT = ("zero-gradient", "step", "slope", "landscape", "steps", "loss", "radius")
@@ -26,7 +25,7 @@ BY_GRADIENT = ("zero-gradient", "step", "slope", "landscape", "steps", "loss", "
 @torch.inference_mode(False)
 def audit(
     model: nn.Module,
-    x: Tensor | FolderImages,
+    x: Examples,
     y: Tensor,
     threat: Linf | L2,
     *,
@@ -41,8 +40,8 @@ def audit(
 
     Args:
         model: images to logits (N, C); what samples inside it takes ``ids`` and ``seed``, as a ``Classifier`` does.
-        x: images in [0, 1], N x C x H x W; 100 are enough for the limits, and cost seconds where a pass is cheap (the
-            audit makes about 800 passes, the half of them with a gradient). Images of a folder are decoded once.
+        x: uint8 images, or floats in [0, 1], N x C x H x W; 100 are enough for the limits, and cost seconds where a
+            pass is cheap (the audit makes about 800 passes, the half of them with a gradient).
         y: class indices (N,).
         threat: the ball in which robustness is claimed, of a radius above 0.
         attack: the attack whose number is doubted, run on the cross-entropy; None for ``PGD(20)``.
@@ -62,12 +61,10 @@ def audit(
     eps = torch.as_tensor(threat.eps, dtype=torch.float64)
     if not bool((eps > 0).all()):
         raise ValueError(f"threat is the {threat}, expected a radius above 0")
-    if isinstance(x, FolderImages):
-        x = as_float(x[:])
-    check_labels(y, len(check_images(x)))
+    check_labels(y, len(x))
     check_model(model)
     attack, device = PGD(20) if attack is None else attack, device_of(model)
-    images = upcast(normal(x.detach())).contiguous().to(device)
+    images = images_of(x, torch.arange(len(x))).detach().to(device)
     s = Subject(model, images, normal(y).to(device), threat, int(as_seed(seed)))
     with (
         untouched(model),
@@ -95,7 +92,9 @@ def _audit(s: Subject, attack: Attack, threat: str, radius: float, bar: Progress
         text = f"The logits of {of(bad, n)} are infinite or not a number."
         add(Finding("finite", "broken", text, {"not_finite": bad / n}, "find the operation that overflows."))
         left_out = dict.fromkeys(("repeat", "batch", "graph", *BY_GRADIENT, "black-box"), "The outputs are no numbers.")
-        return Audit(findings, left_out, _rate(logits.argmax(1) == s.y), {}, curve, None, str(attack), threat, radius)
+        return Audit(
+            findings, left_out, Rate((logits.argmax(1) == s.y).cpu()), {}, curve, None, str(attack), threat, radius
+        )
 
     add(local.repeat(s))
     s.sampled = draws_noise(s.model) and not torch.equal(logits, s.logits(s.x, s.rows, fold(s.seed, "other")))
@@ -134,8 +133,4 @@ def _audit(s: Subject, attack: Attack, threat: str, radius: float, bar: Progress
         text = "A gradient is infinite or not a number for at least one image; an attack that meets it has to stop."
         advice = "find the operation whose slope overflows (a root or a norm at 0, a logarithm)."
         add(Finding("finite", "broken", text, {}, advice))
-    return Audit(findings, left_out, _rate(right), attacks.stages, curve, landscape, str(attack), threat, radius)
-
-
-def _rate(right: Tensor) -> Rate:
-    return Rate(right.cpu())
+    return Audit(findings, left_out, Rate(right.cpu()), attacks.stages, curve, landscape, str(attack), threat, radius)

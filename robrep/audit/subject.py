@@ -78,7 +78,7 @@ class Subject:
         """
         objective = classifier_objective(self.model, loss)
         parts = zip(x.split(PASS), rows.split(PASS), strict=True)
-        return torch.cat([gradient(objective, a, (self.y[i],), i, seed)[1] for a, i in parts])
+        return torch.cat([gradient(objective, a, (self.y[i],), i, seed)[2] for a, i in parts])
 
     def broken(
         self, rows: Tensor, attack: Attack, objective: Callable[..., Any], name: str, threat: Linf | L2

@@ -24,13 +24,82 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robrep.book.experiment import Experiment
 from robrep.book.parameters import ParameterError, check
-from robrep.checks import one_of
+from robrep.checks import one_of, positive_int
+from robrep.training import watcher
+
+
+@dataclass
+class FirstSteps:
+    """What :func:`first_steps` saw.
+
+    Attributes:
+        count: steps after which the training stops.
+        losses: the loss of each step made.
+        seconds: wall time of each.
+        total: steps that the whole training has; 0 before it has begun.
+    """
+
+    count: int
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    total: int = 0
+
+    @property
+    def fastest(self) -> float:
+        """Seconds of the fastest step; the first one is often slow.
+
+        Raises:
+            ValueError: no step was made.
+        """
+        if not self.seconds:
+            raise ValueError("no step was made: nothing was trained")
+        return min(self.seconds)
+
+    @property
+    def hours(self) -> float:
+        """What all steps would take at the speed of the fastest; raises as ``fastest`` does."""
+        return self.fastest * self.total / 3600
+
+    def see(self, loss: float, seconds: float, total: int) -> None:
+        """Note one step; raises :class:`Enough` after the last."""
+        self.losses.append(loss)
+        self.seconds.append(seconds)
+        self.total = total
+        if len(self.losses) == self.count:
+            raise Enough
+
+
+class Enough(Exception):
+    """Ends a training that :func:`first_steps` watches."""
+
+
+@contextmanager
+def first_steps(count: int) -> Iterator[FirstSteps]:
+    """Leave the block after the first ``count`` steps of :func:`robrep.training.fit`: what would all of them cost?
+
+    The steps are those of the whole training, with its schedule and precision; no checkpoint is written in its first
+    epoch. What follows ``fit`` in the block is not run. For example::
+
+        with first_steps(2) as seen:
+            fit(method, x, y, epochs=2_000, batch_size=1_024)
+        print(seen.losses, seen.hours)
+    """
+    seen = FirstSteps(positive_int("count", count))
+    token = watcher.set(seen.see)
+    try:
+        yield seen
+    except Enough:
+        pass
+    finally:
+        watcher.reset(token)
 
 
 def find_chapter(name: str) -> Path:
@@ -157,7 +226,6 @@ def try_out(chapter: str, steps: int, **parameters: Any) -> Path:
         Exception: as :func:`reproduce`.
     """
     from robrep.book import results
-    from robrep.training import first_steps
 
     notebook = find_chapter(chapter)
     parameters = check(parameters, defaults(notebook))

@@ -21,8 +21,6 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"mean and std are {mean} and {std}, expected one of each for a channel, std above 0")
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32).view(-1, 1, 1))
 
@@ -30,23 +28,16 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def _convolutions(channels: int, widths: Sequence[int]) -> list[nn.Module]:
-    """Convolutions of kernel 4, stride 2, padding 1 without bias, each with batch norm and ReLU."""
-    layers: list[nn.Module] = []
+def _features(shape: Sequence[int], widths: Sequence[int]) -> tuple[nn.Sequential, int]:
+    """Convolutions of kernel 4, stride 2, padding 1 with batch norm and ReLU, and how many positions their map has."""
+    channels, height, width = shape
+    n = len(widths)
+    if min(height, width) >> n < 1:
+        raise ValueError(f"shape is {tuple(shape)}, expected sides of at least {2**n} pixels for {n} convolutions")
+    layers: list[nn.Module] = [Normalize(CIFAR_MEAN, CIFAR_STD)] if tuple(shape) == (3, 32, 32) else []
     for before, after in zip([channels, *widths[:-1]], widths, strict=True):
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    return layers
-
-
-def _side(side: int, layers: int) -> int:
-    """The side of the map after so many of these convolutions."""
-    if side >> layers < 1:
-        raise ValueError(f"shape has a side of {side} pixels, expected at least {2**layers} for {layers} convolutions")
-    return side >> layers
-
-
-def _normalize(shape: Sequence[int]) -> list[nn.Module]:
-    return [Normalize(CIFAR_MEAN, CIFAR_STD)] if tuple(shape) == (3, 32, 32) else []
+    return nn.Sequential(*layers), (height >> n) * (width >> n)
 
 
 class InfoMaxEncoder(nn.Module):
@@ -73,21 +64,13 @@ class InfoMaxEncoder(nn.Module):
     gaussian = False
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        dim: int = 64,
-        *,
-        widths: Sequence[int] = (64, 128, 256),
-        hidden: int = 1024,
+        self, shape: tuple[int, int, int], dim: int = 64, *, widths: Sequence[int] = (64, 128, 256), hidden: int = 1024
     ) -> None:
         super().__init__()
-        channels, height, width = shape
-        self.dim, n = positive_int("dim", dim), len(widths)
-        flat = widths[-1] * _side(height, n) * _side(width, n)
-        self.features = nn.Sequential(*_normalize(shape), *_convolutions(channels, widths))
-        self.code = nn.Sequential(
-            nn.Flatten(), nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, dim)
-        )
+        self.dim = positive_int("dim", dim)
+        self.features, places = _features(shape, widths)
+        wide = nn.Linear(widths[-1] * places, hidden)
+        self.code = nn.Sequential(nn.Flatten(), wide, nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.code(self.features(x))
@@ -143,11 +126,8 @@ class Critic(nn.Module):
         whole: bool = False,
     ) -> None:
         super().__init__()
-        channels, height, width = shape
-        n = len(widths)
-        self.locations = 1 if whole else _side(height, n) * _side(width, n)
-        inputs = widths[-1] * (_side(height, n) * _side(width, n) if whole else 1)
-        self.features = nn.Sequential(*_normalize(shape), *_convolutions(channels, widths))
+        self.features, places = _features(shape, widths)
+        self.locations, inputs = (1, widths[-1] * places) if whole else (places, widths[-1])
         self.image, self.code = ResidualUnits(inputs, units), ResidualUnits(positive_int("dim", dim), units)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -212,9 +192,5 @@ class InfoMaxHead(nn.Sequential):
 
     def __init__(self, dim: int = 64, classes: int = 10, *, hidden: int = 200, dropout: float = 0.1) -> None:
         super().__init__(
-            nn.Linear(dim, hidden),
-            nn.Dropout(dropout),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, classes),
+            nn.Linear(dim, hidden), nn.Dropout(dropout), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, classes)
         )

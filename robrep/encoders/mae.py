@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,8 @@ class MaskedAutoEncoder(nn.Module):
         depth: transformer blocks of the encoder, pre-norm, MLP ratio 4.
         decoder_depth: transformer blocks of the decoder.
         heads: attention heads.
-        pool: neighbours averaged for the latent vector.
-        pooled: whether the ``pool`` neighbours are "tokens" (in row-major order) or numbers of a token's "embedding".
-            The paper says "a pooling factor of 8" only; both give 6,144 numbers at its low-resolution setting.
+        pool: tokens, neighbours in row-major order, that are averaged for the latent vector. The paper says "a pooling
+            factor of 8" only; pooled along the embedding there would be as many numbers.
 
     Attributes:
         dim: dimension of the latent vector: tokens times width over ``pool``.
@@ -81,6 +80,10 @@ class MaskedAutoEncoder(nn.Module):
     """
 
     gaussian = False
+    white: Tensor
+    black: Tensor
+    white_places: Tensor
+    black_places: Tensor
 
     def __init__(
         self,
@@ -93,7 +96,6 @@ class MaskedAutoEncoder(nn.Module):
         decoder_depth: int = 2,
         heads: int = 3,
         pool: int = 8,
-        pooled: Literal["tokens", "embedding"] = "tokens",
     ) -> None:
         from timm.models.vision_transformer import Block
 
@@ -112,11 +114,9 @@ class MaskedAutoEncoder(nn.Module):
             raise ValueError(
                 f"width is {width}, expected a multiple of heads, {heads}, and at least {pixels}, a patch's numbers"
             )
-        self.pooled, self.pool = one_of("pooled", pooled, ("tokens", "embedding")), pool
-        if (tokens if pooled == "tokens" else width) % pool:
-            count = f"{tokens} tokens" if pooled == "tokens" else f"width {width}"
-            raise ValueError(f"pool is {pool}, expected a divisor of the {count} that are pooled")
-        self.dim = tokens * width // pool
+        if tokens % pool:
+            raise ValueError(f"pool is {pool}, expected a divisor of the {tokens} tokens that are pooled")
+        self.pool, self.dim = pool, tokens * width // pool
 
         def blocks(count: int) -> nn.Sequential:
             return nn.Sequential(*(Block(width, heads, mlp_ratio=4, qkv_bias=True) for _ in range(count)))
@@ -132,18 +132,10 @@ class MaskedAutoEncoder(nn.Module):
         self.head = nn.Conv1d(tokens, tokens, width - (pixels - 1) * stride, stride)
         for parameter in (self.cls_token, self.position, self.mask_token, self.decoder_position):
             nn.init.trunc_normal_(parameter, std=0.02)
-        self.white: Tensor
-        self.black: Tensor
-        self.white_places: Tensor
-        self.black_places: Tensor
         white, black = checkerboard(*self.grid)
-        for name, buffer in {
-            "white": white,
-            "black": black,
-            "white_places": places(white, black),
-            "black_places": places(black, white),
-        }.items():
-            self.register_buffer(name, buffer, persistent=False)
+        for name, own, other in (("white", white, black), ("black", black, white)):
+            self.register_buffer(name, own, persistent=False)
+            self.register_buffer(f"{name}_places", places(own, other), persistent=False)
 
     @classmethod
     def named(
@@ -186,8 +178,7 @@ class MaskedAutoEncoder(nn.Module):
     def latent(self, halves: Halves) -> Tensor:
         """The tokens of both halves, back at their places and average-pooled, as one vector: (N, dim), without CLS."""
         tokens = torch.cat([halves.first, halves.second[:, 1:]], dim=1)[:, self.white_places][:, 1:]
-        along = tokens.transpose(1, 2) if self.pooled == "tokens" else tokens
-        return F.avg_pool1d(along, self.pool).flatten(1)
+        return F.avg_pool1d(tokens.transpose(1, 2), self.pool).flatten(1)
 
     def _fill(self, half: Tensor, places: Tensor) -> Tensor:
         """CLS and the half's tokens, each at its own place, and mask tokens between them: (N, 1 + T, width)."""

@@ -1,4 +1,4 @@
-"""Networks with batch norm, as BYOL needs them: pre-activation ResNets, a small one for digits, and a projector."""
+"""Networks with batch norm, as BYOL needs them: pre-activation ResNets, and a projector."""
 
 from __future__ import annotations
 
@@ -62,42 +62,6 @@ class PreActResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return upcast(self.features(x.contiguous(memory_format=torch.channels_last)))
-
-
-class ConvNormEncoder(nn.Module):
-    """3 x 3 convolutions with batch norm and ReLU, and a global average: a small encoder for BYOL on digits.
-
-    Args:
-        channels: channels of the images.
-        widths: channels of the convolutions; the last is the code's dimension.
-        strides: their strides.
-
-    Attributes:
-        dim: dimension of the code.
-
-    Shapes: images (N, channels, H, W) in [0, 1] to codes (N, dim).
-
-    Raises:
-        ValueError: as many strides as widths are needed.
-    """
-
-    gaussian = False
-
-    def __init__(
-        self, channels: int = 3, *, widths: Sequence[int] = (32, 64, 64), strides: Sequence[int] = (2, 2, 1)
-    ) -> None:
-        super().__init__()
-        if len(widths) != len(strides):
-            raise ValueError(f"strides has {len(strides)} values, expected {len(widths)}, one for each of widths")
-        layers: list[nn.Module] = []
-        for before, after, stride in zip([positive_int("channels", channels), *widths[:-1]], widths, strides,
-                                         strict=True):  # fmt: skip
-            layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.dim = widths[-1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.features(x).mean((2, 3))
 
 
 class NormMLP(nn.Sequential):

@@ -34,6 +34,17 @@ def he_init(network: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def _convolutions(channels: int, widths: Sequence[int], strides: Sequence[int], groups: int = 0) -> list[nn.Module]:
+    """3 x 3 convolutions with a ReLU after each, and a GroupNorm of so many groups after that (0 for none)."""
+    if len(widths) != len(strides):
+        raise ValueError(f"strides has {len(strides)} values, expected {len(widths)}, one for each of widths")
+    layers: list[nn.Module] = []
+    for before, after, stride in zip([positive_int("channels", channels), *widths], widths, strides, strict=False):
+        layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
+        layers += [nn.GroupNorm(groups, after)] if groups else []
+    return layers
+
+
 class PooledConv(nn.Conv2d):
     """A 3 x 3 convolution (stride 1, padding 1) followed by global average pooling, in float32; (N, C, H, W) -> (N, K).
 
@@ -89,16 +100,8 @@ class ConvEncoder(nn.Module):
         min_scale: float = 1e-4,
     ) -> None:
         super().__init__()
-        positive_int("channels", channels)
-        if len(widths) != len(strides):
-            raise ValueError(f"strides has {len(strides)} values, expected {len(widths)}, one for each of widths")
         self.dim, self.gaussian, self.min_scale = positive_int("dim", dim), gaussian, min_scale
-        layers: list[nn.Module] = []
-        for before, after, stride in zip([channels, *widths[:-1]], widths, strides, strict=True):
-            layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
-            if groups:
-                layers.append(nn.GroupNorm(groups, after))
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*_convolutions(channels, widths, strides, groups))
         self.code = PooledConv(widths[-1], 2 * dim if gaussian else dim)
         he_init(self)
 
@@ -286,16 +289,12 @@ class FlatConvEncoder(nn.Module):
         strides: Sequence[int] = (2, 2, 1, 1),
     ) -> None:
         super().__init__()
-        if len(widths) != len(strides):
-            raise ValueError(f"strides has {len(strides)} values, expected {len(widths)}, one for each of widths")
         self.dim = positive_int("dim", dim)
-        layers: list[nn.Module] = []
         channels, height, width = shape
-        for after, stride in zip(widths, strides, strict=True):
-            layers += [nn.Conv2d(channels, after, 3, stride, padding=1), nn.ReLU()]
-            channels, height, width = after, -(-height // stride), -(-width // stride)
-        self.net = nn.Sequential(*layers, nn.Flatten())
-        self.code = nn.Linear(channels * height * width, 2 * dim)
+        self.net = nn.Sequential(*_convolutions(channels, widths, strides), nn.Flatten())
+        for stride in strides:
+            height, width = -(-height // stride), -(-width // stride)
+        self.code = nn.Linear(widths[-1] * height * width, 2 * dim)
         he_init(self)
         start_certain(self.code)
 

@@ -22,12 +22,12 @@ from robrep.methods.simclr_urkle import RoCL, SimCLR, SimCLRUrkle
 from robrep.methods.smooth_encoders import GaussianVAE, SmoothEncoder, selection_attack
 from robrep.methods.supervised import TRADES, AdversarialTraining, Augmented, Supervised, Terms
 from robrep.methods.vae_urkle import AETRADES, VAE, VAEUrkle, urkle
-from robrep.methods.worst_case_mi import CriticOf, InfoMax, WorstCaseCriticOf, WorstCaseInfoMax, information_attack
+from robrep.methods.worst_case_mi import InfoMax, WorstCaseInfoMax, information_attack
 
 __all__ = [
     "AETRADES", "AdversarialReconstruction", "BYOL", "BYORL", "TRADES", "VAE", "AdversarialTraining", "Augmented",
-    "CRoPD", "CriticOf", "GaussianVAE", "InfoMax", "MaskedPretraining", "MixedHead", "RoCL", "SimCLR",
+    "CRoPD", "GaussianVAE", "InfoMax", "MaskedPretraining", "MixedHead", "RoCL", "SimCLR",
     "SimCLRUrkle", "SmoothEncoder", "Supervised", "Terms", "VAEUrkle", "Reconstruction",
-    "VariationalReconstruction", "WorstCaseCriticOf", "WorstCaseInfoMax", "ema_rate", "information_attack",
+    "VariationalReconstruction", "WorstCaseInfoMax", "ema_rate", "information_attack",
     "pixel_error", "selection_attack", "urkle",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robrep.attacks import Adversary, Attack, Threat, attack_mode, batch_objective
 from robrep.augmentations import Augmentation
-from robrep.checks import nonnegative, one_of
+from robrep.checks import nonnegative
 from robrep.contrastive import adversarial_contrast
 from robrep.encoders import MaskedAutoEncoder
 from robrep.foundation import LatentDiffusionVAE, Prepare, ViTMAE
@@ -64,13 +64,10 @@ class CRoPD(Reconstruction):
         threat: the ball that it searches.
         weight: lambda, at least 0. The paper uses 10 for CIFAR-10 and ImagenetTe, 1 for SVHN and CIFAR-100.
         temperature: tau, above 0.
-        negatives: the negatives in the loss that the attack maximises. "both" takes clean and attacked vectors, so the
-            attack maximises the training loss itself. "clean" takes clean vectors alone, as the paper's recipe begins;
-            these do not depend on x', so the attack only lowers the similarity of x' and x.
         augment: as for :class:`Reconstruction`.
 
     Raises:
-        ValueError: ``weight`` is negative, or ``negatives`` is neither "both" nor "clean".
+        ValueError: ``weight`` is negative.
 
     Source: Liu et al. 2025, Algorithm 1. The reconstruction is a mean over pixels, as its appendix says, where
     Algorithm 1 prints a sum. For a 32 x 32 colour image this is a factor of 3,072 between the two terms.
@@ -85,13 +82,11 @@ class CRoPD(Reconstruction):
         *,
         weight: float = 10.0,
         temperature: float = 0.5,
-        negatives: Literal["both", "clean"] = "both",
         augment: Augmentation | None = None,
     ) -> None:
         super().__init__(autoencoder, augment)
         self.projector, self.adversary = projector, Adversary(attack, threat)
         self.weight, self.temperature = nonnegative("weight", weight), temperature
-        self.negatives = one_of("negatives", negatives, ("both", "clean"))
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         x = self.view(x, ids, seed)
@@ -100,7 +95,7 @@ class CRoPD(Reconstruction):
         p, p_adv = (self.projector(self.autoencoder.latent(h)) for h in (halves, halves_adv))
         return {
             "reconstruction": pixel_error(self.autoencoder.decode(halves), x).mean(),
-            "contrast": self.weight * adversarial_contrast(p, p_adv, self.temperature).mean(),
+            "contrast": self.weight * self.contrast(p_adv, p).mean(),
         }
 
     def project(self, x: Tensor) -> Tensor:
@@ -108,9 +103,7 @@ class CRoPD(Reconstruction):
         return self.projector(self.autoencoder.latent(self.autoencoder.encode(x)))
 
     def contrast(self, p_adv: Tensor, p: Tensor) -> Tensor:
-        """What the attack maximises, (N,): the loss, or with clean negatives the part of it that depends on x'."""
-        if self.negatives == "clean":
-            return -torch.cosine_similarity(p_adv, p, dim=1) / self.temperature
+        """What the attack maximises, and training minimises, (N,)."""
         return adversarial_contrast(p, p_adv, self.temperature)
 
     def worst(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:

@@ -125,14 +125,7 @@ class SmoothEncoder(GaussianVAE):
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         p = self.encoder(x)
         x_adv = selection_attack(
-            self.encoder,
-            x,
-            p,
-            self.adversary,
-            distance=self.distance,
-            gamma=self.gamma,
-            ids=ids,
-            seed=seed,
+            self.encoder, x, p, self.adversary, distance=self.distance, gamma=self.gamma, ids=ids, seed=seed
         )
         q, output = self.encoder(x_adv), self.reconstruct(p, ids, seed)
         terms = negative_se_elbo(x, output, p, q, gamma=self.gamma, variance=self.variance)

@@ -1,13 +1,12 @@
 """Worst-case mutual information (Zhu et al. 2020): maximise an estimate of I(x'; g(x')) at the worst x'.
 
-The baseline, Deep InfoMax, maximises it at x; :class:`CriticOf` trains a critic alone, for a given encoder.
+The baseline, Deep InfoMax, maximises it at x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from robrep.attacks import Adversary, Attack, Threat, batch_objective
@@ -121,43 +120,3 @@ class WorstCaseInfoMax(InfoMax):
             estimator=self.estimator, detached=self.detached, ids=ids, seed=seed,
         )  # fmt: skip
         return {"minus_information": -self.information(x_adv)}
-
-
-class CriticOf(nn.Module):
-    """The neural estimator of mutual information (MINE): only the critic learns, on pairs (x, z) that stay as they are.
-
-    Args:
-        critic: x and z to scores (L, N, N).
-        z: (M, D), the partner of each example, by its id.
-        estimator: a name of :data:`robrep.information.ESTIMATORS`.
-
-    Source: Belghazi et al. 2018, algorithm 1, without its moving average.
-    """
-
-    z: Tensor
-
-    def __init__(self, critic: nn.Module, z: Tensor, estimator: str = "dv") -> None:
-        super().__init__()
-        self.critic, self.estimator = critic, one_of("estimator", estimator, ESTIMATORS)
-        self.register_buffer("z", z.detach().clone())
-
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
-        return {"minus_information": -information(self.critic(x, self.z[ids]), self.estimator)}
-
-
-class WorstCaseCriticOf(WorstCaseInfoMax):
-    """MINE at the worst x' for a *given* encoder: the alternating minimisation of Zhu et al. 2020, section 4.
-
-    Each step attacks the batch through encoder and critic as they are, then moves the critic on the attacked batch. The
-    encoder stays as it is, in evaluation mode. Arguments as for :class:`WorstCaseInfoMax`.
-    """
-
-    def train(self, mode: bool = True) -> WorstCaseCriticOf:
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
-    def information(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            z = self.encoder(x)
-        return information(self.critic(x, z), self.estimator)
