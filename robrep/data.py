@@ -22,11 +22,11 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
+HASHED_BYTES = 2 << 30  # up to this size a folder is known by its contents, above it by its files' sizes
+T = TypeVar("T")
 IMAGENETTE_SIZE = 128  # pixels; the '160px' originals vary in shape, so they are resized and cropped once, when written
 
 _DIGITS = tuple("0123456789")
@@ -337,9 +343,9 @@ class FolderImages:
     Stands where a uint8 tensor would: it has ``shape``, ``dtype``, ``len`` and takes an integer, slice, list, or
     integer or boolean tensor as index. Files are decoded in threads; nothing is kept.
 
-    Grey images give three equal channels, the orientation that a camera wrote down (EXIF) is applied, a transparent
-    image is composited on black, and CMYK is converted as Pillow does. Of an animation the first frame counts. Images
-    of more than 8 bits a channel are refused, by the file's name.
+    Grey images give three equal channels, and 16-bit ones are scaled to 8 bits. The orientation that a camera wrote
+    down (EXIF) is applied, a transparent image is composited on black, and CMYK is converted as Pillow does. Images
+    whose range of values is unknown (32-bit integers and floats) and animations are refused, by the file's name.
 
     Args:
         root: the folder.
@@ -367,37 +373,54 @@ class FolderImages:
         """
         chosen = self._all[index]
         out = torch.empty(chosen.numel(), *self.shape[1:], dtype=torch.uint8)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # image decoders release the interpreter lock
+        with _threads() as pool:
             for row, image in zip(out, pool.map(self._decode, chosen.flatten().tolist()), strict=True):
                 row.copy_(torch.from_numpy(image))
         return out.reshape(*chosen.shape, *self.shape[1:])
 
-    def _decode(self, i: int) -> np.ndarray:
-        from PIL import Image
+    def check(self) -> None:
+        """Look at every file's header, so that a file which cannot be used is found before a training, not in it.
 
-        path = self.root / self.files[i]
-        try:
-            with Image.open(path) as image:
-                return _square(image, self.size, self.resize)
-        except Exception as error:  # a damaged file makes Pillow raise a dozen types
-            raise OSError(f"{path} cannot be read as an image: {error}") from error
+        Raises:
+            OSError: a file is missing, is no image or is one that cannot be read, by name. A file that is cut short
+                after its header is found when it is decoded.
+        """
+        with _threads() as pool:
+            for _ in pool.map(lambda file: _opened(self.root / file, lambda image: None), self.files):
+                pass
+
+    def _decode(self, i: int) -> np.ndarray:
+        return _opened(self.root / self.files[i], lambda image: _square(image, self.size, self.resize))
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 of the crop and of all files' names and sizes; caches are keyed on it."""
-        sizes = [f"{file}\0{(self.root / file).stat().st_size}" for file in self.files]
-        return hashlib.sha256("\n".join([f"{self.size} {self.resize}", *sizes]).encode()).hexdigest()[:16]
+        """16 hex digits of a SHA-256 of the crop and of all files' names and contents; caches are keyed on it.
+
+        Of more than ``HASHED_BYTES`` of files, the sizes stand for the contents.
+        """
+        paths = [self.root / file for file in self.files]
+        with _threads() as pool:
+            sizes = list(pool.map(lambda path: path.stat().st_size, paths))
+            content = map(str, sizes) if sum(sizes) > HASHED_BYTES else pool.map(_file_hash, paths)
+            lines = [f"{self.size} {self.resize}", *map("\0".join, zip(self.files, content, strict=True))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def image_folder(
-    root: str | os.PathLike[str], size: int = 224, *, resize: int | None = None, val: int = 10_000, test: str = "val"
+    root: str | os.PathLike[str],
+    size: int = 224,
+    *,
+    resize: int | None = None,
+    val: int = 10_000,
+    test: str = "val",
+    check: bool = True,
 ) -> Dataset:
     """A data set of image files, decoded when indexed: ImageNet at full scale.
 
-    Expects ``<root>/train/<class>/<image>`` and ``<root>/<test>/<class>/<image>``, as torchvision's ``ImageFolder``
-    does, which says what counts as an image; :class:`FolderImages` says how it is read. The validation split is cut out
-    of train, since papers report on ImageNet's own ``val``. Index before asking for floats: ``d.images("train")``
-    decodes everything.
+    Expects ``<root>/train/<class>/<image>`` and ``<root>/<test>/<class>/<image>``. Classes are the folders' names,
+    sorted; files without the suffix of an image and hidden files and folders are ignored. :class:`FolderImages` says
+    how an image is read. The validation split is cut out of train, since papers report on ImageNet's own ``val``. Index
+    before asking for floats: ``d.images("train")`` decodes everything.
 
     Args:
         root: the folder.
@@ -405,31 +428,105 @@ def image_folder(
         resize: pixels of the shorter side before that, at least ``size``; default ``size`` (ImageNet usually 256).
         val: validation images, at most a sixth of the training images.
         test: name of the folder with the test images.
+        check: look at every file's header now (see :meth:`FolderImages.check`): for ImageNet, some minutes.
 
     Raises:
         FileNotFoundError: a folder is missing, or has no classes, or a class has no images.
-        ValueError: the two folders are one, or hold different classes, or there are fewer than 6 training images.
+        ValueError: the two folders are one, or hold different classes, or one class only, or there are fewer than 6
+            training images.
+        OSError: a file that has the suffix of an image cannot be read as one, by name.
     """
-    from torchvision.datasets import ImageFolder
-
     positive_int("size", size), positive_int("val", val)
     if resize is not None and positive_int("resize", resize) < size:
         raise ValueError(f"resize is {resize}, expected at least size, {size}")
+    root = Path(root).expanduser()
     if test == "train":
         raise ValueError("test is 'train', expected another folder, whose images are not trained on")
-    root = Path(root).expanduser()
-    train, held = (ImageFolder(str(root / part)) for part in ("train", test))
-    if differ := sorted(set(train.classes) ^ set(held.classes)):
+    for part in ("train", test):
+        if not (root / part).is_dir():
+            raise FileNotFoundError(f"{root} has no folder {part!r}, expected {part}/<class>/<image>")
+    train, held = _listed(root, "train"), _listed(root, test)
+    if differ := sorted(set(train) ^ set(held)):
         raise ValueError(f"{root}: folders 'train' and {test!r} hold different classes, among them {differ[0]!r}")
+    if len(train) == 1:
+        raise ValueError(
+            f"{root} has the class {next(iter(train))!r} only, expected at least two, since every classifier would be "
+            "right (data.FolderImages reads images without labels)"
+        )
 
-    def part(found: ImageFolder, index: Iterable[int]) -> tuple[FolderImages, Tensor]:
-        files, labels = zip(*(found.samples[i] for i in index), strict=True)
-        names = [Path(file).relative_to(root).as_posix() for file in files]
-        return FolderImages(root, names, size, resize), torch.tensor(labels)
+    def cut(listed: Mapping[str, list[str]], index: np.ndarray | None = None) -> tuple[FolderImages, Tensor]:
+        files = [file for some in listed.values() for file in some]
+        y = torch.arange(len(listed)).repeat_interleave(torch.tensor([len(some) for some in listed.values()]))
+        chosen = range(len(files)) if index is None else index.tolist()
+        images = FolderImages(root, [files[i] for i in chosen], size, resize)
+        if check:
+            images.check()
+        return images, y[list(chosen)]
 
-    kept, chosen = _split(len(train), val)
-    everything = range(len(held))
-    return Dataset(root.name, tuple(train.classes), *part(train, kept), *part(train, chosen), *part(held, everything))
+    kept, chosen = _split(sum(map(len, train.values())), val)
+    return Dataset(root.name, tuple(train), *cut(train, kept), *cut(train, chosen), *cut(held))
+
+
+def _listed(root: Path, part: str) -> dict[str, list[str]]:
+    """The image files of each class in ``root / part``, relative to ``root``, all sorted."""
+    found = {}
+    for folder in sorted(path for path in (root / part).iterdir() if path.is_dir() and path.name[0] != "."):
+        files = [Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names]
+        names = [file.relative_to(root) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        found[folder.name] = sorted(n.as_posix() for n in names if not any(p.startswith(".") for p in n.parts))
+        if not found[folder.name]:
+            raise FileNotFoundError(f"{folder} holds no image, expected files such as 1.png or 1.jpg in every class")
+    if not found:
+        raise FileNotFoundError(f"{root / part} has no folder of a class, expected {part}/<class>/<image>")
+    return found
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # image decoders release the interpreter lock
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path, use: Callable[[Image], T]) -> T:
+    """What ``use`` makes of the image in ``path``; whatever Pillow finds wrong with it becomes one OSError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if problem := _unreadable(image):
+                raise ValueError(problem)
+            return use(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise a dozen types
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _unreadable(image: Image) -> str:
+    """What keeps an opened image from being used, in words; "" if nothing does."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # what cameras write: a photograph, then its smaller copies
+        return f"it has {frames} frames, expected one image"
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floating-point values" if image.mode == "F" else "32-bit integers"
+        return f"it holds {kind}, whose range is unknown; save it with 8 or 16 bits a channel"
+    return ""
+
+
+def _rgb(image: Image) -> Image:
+    """An image of any mode that :func:`_unreadable` lets through as 8-bit RGB, turned as its camera was held."""
+    from PIL import Image as PIL
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, under one of several names; 65535 = 255 * 257
+        return PIL.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = PIL.alpha_composite(PIL.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _random(*key: int) -> np.random.RandomState:
@@ -489,19 +586,13 @@ def _tinted(name: str, grey: Dataset) -> Dataset:
 
 def _square(image: Image, size: int, resize: int) -> np.ndarray:
     """Shorter side to ``resize`` pixels (bilinear, antialiased), centre crop: uint8, 3 x size x size, RGB."""
-    from PIL import Image as PIL
-    from PIL import ImageOps
+    from PIL.Image import Resampling
 
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
-    if image.has_transparency_data:
-        image = PIL.alpha_composite(PIL.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    image = image.convert("RGB")
+    image = _rgb(image)
     scale = resize / min(image.size)
     width, height = (max(resize, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
-    image = image.resize((width, height), PIL.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    image = image.resize((width, height), Resampling.BILINEAR).crop((left, top, left + size, top + size))
     return np.array(image).transpose(2, 0, 1)
 
 

@@ -309,8 +309,8 @@ def test_bad_input(robust: nn.Module) -> None:
         audit(robust, X, Y, 0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="y has 3 labels"):
         audit(robust, X, Y[:3], THREAT)
-    with pytest.raises(TypeError, match="x has dtype torch.uint8"):
-        audit(robust, DIGITS.x_test[:60], Y, THREAT)
+    with pytest.raises(TypeError, match="x has dtype torch.int64"):
+        audit(robust, X.long(), Y, THREAT)
     with pytest.raises(ValueError, match="labels from"):
         audit(robust, X, Y + 5, THREAT)
     wrong = (robust(X).argmax(1) + 1) % 10
