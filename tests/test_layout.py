@@ -49,11 +49,11 @@ KIT = [  # the same, within robrep.book
     {"results", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
-    {"comparison", "figures"},
+    {"comparison", "costs", "figures"},
     {"exercises"},
     {"lab"},
     {"reproduce", "site"},
-    {"grade"},
+    {"grade", "queue"},
     {"project"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

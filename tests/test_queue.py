@@ -9,9 +9,8 @@ from unittest.mock import patch
 
 import pytest
 
-from robrep.book import figures, queue, results
+from robrep.book import costs, figures, queue, results
 from robrep.book.experiment import at_scale
-from robrep.book.results import costs
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = json.loads((ROOT / "book" / "results" / "benchmark-gpu.json").read_text(encoding="utf-8"))["rows"]

@@ -23,9 +23,9 @@ from typing import Any
 import yaml
 
 from robrep.book import results
+from robrep.book.costs import gpu_hours
 from robrep.book.experiment import Settings, at_scale
 from robrep.book.reproduce import defaults, find_chapter, parse
-from robrep.book.results.costs import gpu_hours
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def words(labels: Mapping[str, str]) -> Any:
         return rf'<div class="math">\[{tex}{tag}\]</div>'
 
     md = MarkdownIt("commonmark", {"html": False}).enable("table").use(dollarmath_plugin).use(myst_role_plugin)
-    rules = {"myst_role": reference, "link_open": lambda *_: "", "link_close": lambda *_: ""}
+    rules: dict[str, Any] = {"myst_role": reference, "link_open": lambda *_: "", "link_close": lambda *_: ""}
     for rule in ("math_inline", "math_block", "math_block_label"):
         rules[rule] = formula
     for name, rule in rules.items():
@@ -183,7 +183,8 @@ def highlighted(code: str) -> str:
 def output(cell: Mapping[str, Any], md: Any) -> str:
     """What a cell of code shows, "" if nothing: its figure, its table or its sentence."""
     for each in cell["outputs"]:
-        data = {kind: content if kind == MIME else "".join(content) for kind, content in each.get("data", {}).items()}
+        shown = each.get("data", {}).items()
+        data: dict[str, Any] = {kind: content if kind == MIME else "".join(content) for kind, content in shown}
         if MIME in data:
             return fitted(data[MIME])
         if "image/png" in data:

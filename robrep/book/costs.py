@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robrep.book.experiment import Settings, at_scale
 from robrep.book.results.origin import recorded_folder
 from robrep.book.results.published import Count, PublishedValue, answers, count_answers, published
 
@@ -39,8 +40,6 @@ def gpu_hours(chapter: str, row: str, dataset: str, changes: dict[str, Any]) -> 
         dataset: its data set.
         changes: the settings that differ from the chapter's table.
     """
-    from robrep.book.experiment import Settings, at_scale
-
     file = (recorded_folder() or Path()) / "benchmark-gpu.json"
     if dataset not in IMAGES or not file.is_file():
         return None
