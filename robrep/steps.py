@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class TrainingStep:
     x: Tensor | None = None
     autocast: torch.dtype | None = None
     scaler: Any = None
-    backward: Callable[[Tensor], None] = Tensor.backward
+    backward: Callable[[Tensor], None] = field(default_factory=lambda: Tensor.backward)
     refusal: str = ""
 
     def __post_init__(self) -> None:
