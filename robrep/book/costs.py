@@ -44,14 +44,10 @@ def gpu_hours(chapter: str, row: str, dataset: str, changes: dict[str, Any]) -> 
     if dataset not in IMAGES or not file.is_file():
         return None
     s = Settings(chapter, "full", at_scale(chapter, "full", dataset)).changed(changes)
-    for measured in json.loads(file.read_text(encoding="utf-8"))["rows"]:
-        if (measured["chapter"], measured["row"], measured["scale"]) == (
-            chapter,
-            row,
-            "full",
-        ) and "captured" in measured:
-            break
-    else:
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    asked = {"chapter": chapter, "row": row, "scale": "full"}
+    measured = next((m for m in rows if asked.items() <= m.items() and "captured" in m), None)
+    if measured is None:
         return None
     epochs = EPOCHS.get(chapter, {}).get(row, "epochs")
     if set(changes) - FREE - {"attack_steps", epochs}:

@@ -218,7 +218,7 @@ def judge(
     x, y = hidden(images, game, seed)
     judged = {entry.team: entry for entry in entries if entry.model is not None}
     limits = {"max_steps": game.steps, "max_queries": game.queries}
-    attacks = [Rounded(a) for a in suite("autoattack", **limits) if a.name != "FAB-T"]  # slow; finds hardly more
+    attacks = [Rounded(a) for a in suite("autoattack", **limits) if a.name != "FAB-T"]  # slow
     found: dict[str, Tensor] = {}
     for team, entry in judged.items():
         began = time.perf_counter()
