@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from robrep import suites
 from robrep.attacks import Adversary
 from robrep.book import results
 from robrep.book.figures import source
+from robrep.book.reproduce import cells
 from robrep.methods import VAEUrkle
 
 
@@ -21,6 +24,21 @@ def test_the_source_of_methods_and_functions_without_docstrings() -> None:
     assert (first.name, second.name) == ("forward", "worst_case") and '"""' not in shown
     assert Adversary.worst_case.__doc__ and "return divergence(reference, model(x_adv))" in shown
     assert shown._repr_markdown_() == f"```python\n{shown}\n```" and repr(shown) == str(shown)
+
+
+@pytest.mark.parametrize("chapter", sorted((Path(__file__).parents[1] / "book").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_listings_fit_the_box_of_a_page(chapter: Path) -> None:
+    """At 1440 px a page shows 97 characters of code; what a chapter lists is found without running the chapter."""
+    names: dict[str, Any] = {"attacked_by_all": cells}  # a stand-in for a chapter's own function
+    trees = [ast.parse(TransformerManager().transform_cell(cell["source"])) for cell in cells(chapter)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), names)  # noqa: S102
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "figures.source":
+            wide = [line for line in eval(ast.unparse(node), names).split("\n") if len(line) > 96]  # noqa: S307
+            assert not wide
 
 
 class Bare(Exception):

@@ -124,9 +124,8 @@ class SmoothEncoder(GaussianVAE):
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         p = self.encoder(x)
-        x_adv = selection_attack(
-            self.encoder, x, p, self.adversary, distance=self.distance, gamma=self.gamma, ids=ids, seed=seed
-        )
+        search = partial(selection_attack, distance=self.distance, gamma=self.gamma)
+        x_adv = search(self.encoder, x, p, self.adversary, ids=ids, seed=seed)
         q, output = self.encoder(x_adv), self.reconstruct(p, ids, seed)
         terms = negative_se_elbo(x, output, p, q, gamma=self.gamma, variance=self.variance)
         return {name: term.mean() for name, term in terms.items()}
