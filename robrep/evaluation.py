@@ -25,7 +25,7 @@ from robrep.heads import device_of
 from robrep.identity import identity
 from robrep.objectives import check_model, draws_noise, predict, samplers, samples_of
 from robrep.passes import Batches, Processes, autocast, images_of, normal, random_state, true_float32
-from robrep.progress import Progress
+from robrep.progress import Progress, printable
 from robrep.random import as_seed, fold
 from robrep.rates import Z95, Rate, curve, paired_bootstrap, wilson
 from robrep.suites import SuiteAttack, as_suite
@@ -236,7 +236,7 @@ class Evaluation:
                 f"unconfirmed: {self.unconfirmed} of {self.clean.n} images were broken at a first look and right at a "
                 "second; the model does not repeat itself, so the number is not reliable (see robrep.audit)"
             )
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 @torch.inference_mode(False)

@@ -18,16 +18,17 @@ CODE = """
 import torch
 from robrep import data
 from robrep.book import results
-from robrep.attacks import Linf
+from robrep.attacks import PGD, Linf
 from robrep.audit import audit
 from robrep.book.exercises import check, hint
-from robrep.evaluation import wilson
+from robrep.evaluation import evaluate, wilson
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
 x = data.load("digits").images("test")[:20]
 found = audit(net, x, net(x).argmax(1), Linf(0.1))
 print(found)
 print(found.findings[0])
+print(evaluate(net, x, net(x).argmax(1), PGD(2, relative_step=0.5), Linf(0.1)))
 check("vae_urkle.wilson", lambda k, n: (0.0, 1.0))
 check("vae_urkle.wilson", wilson)
 print(check("vae_urkle.wilson", None))
@@ -47,6 +48,7 @@ def test_everything_that_is_printed_degrades_to_what_the_console_has(encoding: s
     assert f"{signs[0]} vae_urkle.wilson: passed" in said and f"{signs[1]} vae_urkle.wilson: not yet" in said
     assert f"{signs[0]} fine " in said
     assert {"ascii": "98.0 +- 0.1  3 x 3", "cp1252": "98.0 ± 0.1  3 × 3"}.get(encoding, "98.0 ± 0.1  3 × 3") in said
+    assert {"utf-8": "step 0.5 ε"}.get(encoding, "step 0.5 eps") in said
     assert {"ascii": "50.0 % +- 1"}.get(encoding, "50.0\xa0% ± 1") in said
 
 
