@@ -17,7 +17,8 @@ PORT ?= 8000
 ORDER ?= $(shell date +%j)
 SNAKEMAKE := $(PY) -m snakemake --snakefile book/Snakefile --configfile $(PLAN) --cores all
 
-LOWEST = $(shell $(PYTHON) -c "import tomllib; lines = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
+LOWEST = $(shell $(PYTHON) -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    more = p['optional-dependencies']; lines = p['dependencies'] + more['autoattack'] + more['foundation']; \
     print(*(line.replace('>=', '==') for line in lines))")
 
 STARTED := $(shell date +%s)
@@ -83,9 +84,10 @@ runs: $(STAMP)
 # The library's tests with the lowest versions that pyproject.toml allows
 lowest:
 	@$(PYTHON) -m venv $(VENV)-lowest
-	@$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check $(LOWEST) transformers safetensors hypothesis \
-	    foolbox pot pytest pytest-randomly pytest-xdist
-	@$(VENV)-lowest/bin/python -m pytest -q -n 2 $$(grep -L "robrep.book\|\"book\"\|MISTAKES\|spellchecker" tests/test_*.py)
+	@$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check $(LOWEST) safetensors hypothesis foolbox pot \
+	    pytest pytest-randomly pytest-xdist
+	@$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(VENV)-lowest/bin/python -m pytest -q -n 2 $$(grep -L "robrep.book\|\"book\"\|MISTAKES\|spellchecker\|harper" tests/test_*.py)
 
 queue: $(STAMP)
 	@$(PY) -m robrep.book.queue

@@ -175,6 +175,14 @@ def test_alone_or_in_any_batch_bit_for_bit(attack: Any, norm: type) -> None:
             assert torch.equal(got, whole[part])
 
 
+@NORMS
+def test_a_start_has_the_same_bits_in_every_batch(norm: type) -> None:
+    """Also its length in the l2 ball, a power, whose last bits depend on where in a batch it is computed."""
+    x, ids = images(300, 2, 5, 4), torch.arange(300)
+    whole = norm(0.1).start(x, ids, 4)
+    assert all(torch.equal(norm(0.1).start(x[i : i + 1], ids[i : i + 1], 4)[0], whole[i]) for i in range(300))
+
+
 # --- what it leaves alone -----------------------------------------------------------------------------------------
 
 

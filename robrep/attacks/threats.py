@@ -117,8 +117,9 @@ class L2(Ball):
     def start(self, x: Tensor, ids: Tensor, seed: Seed) -> Tensor:
         direction = noise(fold(seed, "direction"), ids, x.shape[1:]).to(x)
         u = uniform(fold(seed, "length"), ids, ())
-        # uniform in a d-dimensional ball: the radius is u^(1/d), not u; in float64, so that it rounds alike everywhere
-        length = (u.double() ** (1 / x[0].numel())).to(x) / _norm(direction).clamp(min=1e-12)
+        # uniform in a d-dimensional ball: the radius is u^(1/d), not u. The last bits of a power depend on its place in
+        # the batch: computed in float64 and kept in float32, it is the same everywhere.
+        length = (u.double() ** (1 / x[0].numel())).float().to(x) / _norm(direction).clamp(min=1e-12)
         return (x + direction * rows(length, x) * rows(self.eps, x)).clamp_(0, 1)
 
     def direction(self, gradient: Tensor) -> Tensor:

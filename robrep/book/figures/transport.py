@@ -125,7 +125,7 @@ def coupling_picture(p: Gaussian, q: Gaussian, gammas: Sequence[float] = GAMMAS,
 
 
 def _joined(parts: Sequence[np.ndarray]) -> list:
-    """Several lines as one, with a gap between each two."""
+    """Several lines as one, with a gap between neighbours."""
     out: list = []
     for part in parts:
         out += [*rounded(part), None]

@@ -106,7 +106,7 @@ def traced(encoder: nn.Module, shape: tuple[int, int, int]) -> tuple[dict[str, A
 
 
 def _plain(value: Any) -> Any:
-    """Arguments of an operator as JSON: a node by its name, a dtype by its own."""
+    """Arguments of an operator as JSON: a node by its name, a dtype by its name."""
     if isinstance(value, torch.fx.Node):
         return {"node": value.name}
     if isinstance(value, torch.dtype):

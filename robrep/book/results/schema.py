@@ -144,7 +144,7 @@ def check_record(facts: Any, where: str) -> None:
 
 
 def check_least(facts: Mapping[str, Any], least: Mapping[str, int], where: str, dot: str) -> None:
-    """Refuse a number below its least one."""
+    """Refuse a number below its lower bound."""
     for name, bound in least.items():
         if facts[name] < bound:
             raise ValueError(f"{where}: {dot}{name} is {facts[name]}, expected at least {bound}")
