@@ -140,6 +140,9 @@ def test_one_repository_address() -> None:
             assert found.removesuffix(".git") == address, f"{path.name} installs from {found}"
         if path.suffix == ".ipynb" and "git+" in text:
             assert "robrep[book] @ git+" in text, f"{path.name} installs the library without what the pages need"
+        for image in re.findall(r'og:image": "([^"]+)"', text):
+            place = f"{address}/raw/{config['repository']['branch']}/"
+            assert image.startswith(place) and (ROOT / image.removeprefix(place)).is_file()
 
 
 def test_one_version() -> None:
