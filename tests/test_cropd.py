@@ -18,19 +18,18 @@ from torch import Tensor, nn
 
 from robrep.attacks import FGSM, PGD, Linf
 from robrep.augmentations import digit_augmentation
+from robrep.book.cropd import MaskedPretraining, VariationalReconstruction, new_diffusion_vae, new_vit_mae, with_lora
 from robrep.contrastive import adversarial_contrast
 from robrep.encoders import LatentCode, MaskedAutoEncoder, Projector
-from robrep.foundation import Chain, FrozenFoundation, new_diffusion_vae, new_vit_mae, with_lora
+from robrep.foundation import Chain, FrozenFoundation
 from robrep.heads import train_head
 from robrep.methods import (
     AdversarialReconstruction,
     AdversarialTraining,
     CRoPD,
-    MaskedPretraining,
     MixedHead,
     Reconstruction,
     Supervised,
-    VariationalReconstruction,
     pixel_error,
 )
 from robrep.random import fold, noise

@@ -39,14 +39,13 @@ ORDER = [
     {"heads"},
     {"suites"},
     {"evaluation"},
-    {"early_stopping"},
     {"smoothing"},
     {"audit"},
     {"book"},
 ]
 KIT = [  # the same, within robrep.book
     {"files"},
-    {"results", "worst_case_mi"},
+    {"cropd", "early_stopping", "results", "smooth_encoders", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
     {"comparison", "costs", "figures"},
