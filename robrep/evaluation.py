@@ -44,7 +44,7 @@ class _Judge:
         check_model(model)
         check_labels(y, len(x))
         self.model, self.x, self.y, self.seed, self.device = model, x, y, seed, device_of(model)
-        self.batches = Batches(model, x, self.device, batch_size)
+        self.batches = Batches(self.device, batch_size)
 
     def images(self, ids: Tensor) -> Tensor:
         return images_of(self.x, ids).to(self.device)
@@ -113,7 +113,7 @@ def accuracy(model: nn.Module, x: Examples, y: Tensor, *, seed: int = 0, batch_s
         x: uint8 images, or floats in [0, 1].
         y: class indices (N,).
         seed: seed of the noise of a model that samples.
-        batch_size: images in a pass; None for what the memory holds (500 on a CPU).
+        batch_size: images in a pass; None for 500 on a CPU and 2,048 on a GPU.
 
     Raises:
         TypeError, ValueError: images or labels that do not fit, a model that gives no logits, or is on several devices.
@@ -272,7 +272,7 @@ def evaluate(
         attacks: the name of a suite (:data:`robrep.suites.SUITES`), one attack, or several.
         threat: the ball, such as ``Linf(8 / 255)``; with a radius for each image, N of them.
         seed: seed of all random streams.
-        batch_size: images in a pass; None for what the memory holds (500 on a CPU). Where memory runs out, a batch is
+        batch_size: images in a pass; None for 500 on a CPU and 2,048 on a GPU. Where memory runs out, a batch is
             halved and tried again. It does not change the result, up to rounding.
         individually: try every attack on all images that are right, so that each stage's numbers are those of its
             attack alone (``broken`` of ``attacked``); the worst case is the same, for more time.

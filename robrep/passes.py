@@ -10,20 +10,16 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robrep.attacks import attack_mode
 from robrep.checks import check_images, one_of, positive_int
 from robrep.data import floats
 from robrep.gaussians import upcast
-from robrep.objectives import with_noise
 from robrep.training import HALF, Examples, Precision, best_precision
 
 T = TypeVar("T")
-CPU_BATCH = 500
-LARGEST = 8192  # images in a pass on a GPU; more are not faster
+CPU_BATCH, GPU_BATCH = 500, 2048  # images in a pass; more are hardly faster
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
-COPIES = 16  # of the images, which an attack holds beside the model's activations
 OutOfMemory: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # torch 2.4
 
 
@@ -100,17 +96,13 @@ class Batches:
     """How many images go into a pass: as many as were asked for or fit, halved where memory runs out.
 
     Args:
-        model: images to logits.
-        x: its images.
-        device: where it is.
-        size: images in a pass; None for 500 on a CPU, and for what half of the free memory holds on a GPU.
+        device: where the model is.
+        size: images in a pass; None for 500 on a CPU and 2,048 on a GPU.
     """
 
-    def __init__(self, model: nn.Module, x: Examples, device: torch.device, size: int | None) -> None:
-        self.device = device
-        self.size = CPU_BATCH if size is None else positive_int("batch_size", size)
-        if size is None and device.type == "cuda":
-            self.size = _fits(model, images_of(x, torch.arange(min(len(x), 16))).to(device))
+    def __init__(self, device: torch.device, size: int | None) -> None:
+        usual = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+        self.device, self.size = device, usual if size is None else positive_int("batch_size", size)
 
     def run(self, ids: Tensor, work: Callable[[Tensor], T]) -> Iterator[tuple[Tensor, T]]:
         """``work`` on parts of ``ids``, each with its result; a part that memory is too small for is halved.
@@ -137,26 +129,6 @@ class Batches:
                 continue
             if self.device.type == "cuda":  # here nothing holds on to the failed pass
                 torch.cuda.empty_cache()
-
-
-def _fits(model: nn.Module, few: Tensor) -> int:
-    """How many images a pass with a gradient can take, by what it took for a few."""
-    device = few.device
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    with attack_mode(model), torch.enable_grad():
-        output = with_noise(model)(few.requires_grad_())
-        score = getattr(output, "logits", output)
-        if isinstance(score, Tensor) and score.requires_grad:
-            torch.autograd.grad(score.float().sum(), few)
-    used = torch.cuda.max_memory_allocated(device) - before
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
-    return images_in(free, used / len(few) + COPIES * few[0].nbytes)
-
-
-def images_in(free: int, each: float) -> int:
-    """Images that half of the free memory (bytes) holds, if each takes so much: 1 ... 8192."""
-    return int(min(max(free / 2 / each, 1), LARGEST))
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

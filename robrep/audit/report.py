@@ -153,11 +153,15 @@ class Audit:
         raise KeyError(f"{check!r} was not checked, only {', '.join(f.check for f in self.findings)}")
 
     def __str__(self) -> str:
-        left = [f"– left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
-        return printable("\n".join([*self._summary(), *map(str, self._sorted()), *left]))
+        return printable("\n".join(self._lines()))
 
-    def _sorted(self) -> list[Finding]:
-        return sorted(self.findings, key=lambda f: list(SIGNS).index(f.verdict))
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{html.escape(line)}</p>\n" for line in self._lines())
+
+    def _lines(self) -> list[str]:
+        worst_first = sorted(self.findings, key=lambda f: list(SIGNS).index(f.verdict))
+        left = [f"– left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
+        return [*self._summary(), *map(str, worst_first), *left]
 
     def _summary(self) -> list[str]:
         """Two lines: the verdict, and the accuracies."""
@@ -172,21 +176,3 @@ class Audit:
             told = f"Not passed: {broken} broken and {suspicious} suspicious of {n} checks of {what}. {end}"
         after = "".join(f", {100 * rate.value:.0f} % after {name}" for name, rate in self.stages.items())
         return [told, f"Accuracy on {self.clean.n} images: {100 * self.clean.value:.0f} %{after}."]
-
-    def _repr_html_(self) -> str:
-        # no colours of its own: the page's theme has them
-        rows = []
-        for f in self._sorted():
-            advice = f" <em>Next: {html.escape(f.advice)}</em>" if f.advice else ""
-            text = f"<strong>{html.escape(f.question)}</strong> {html.escape(f.text)}{advice}"
-            rows.append((f"{SIGNS[f.verdict]} {f.verdict}", text))
-        rows += [("– left out", html.escape(f"{QUESTIONS[name]} {why}")) for name, why in self.left_out.items()]
-        side, cell = "white-space:nowrap;text-align:left;vertical-align:top", "text-align:left;white-space:normal"
-        body = "".join(
-            f'<tr><th scope="row" style="{side}">{a}</th><td style="{cell}">{b}</td></tr>\n' for a, b in rows
-        )
-        head = "".join(f"<p>{html.escape(line)}</p>\n" for line in self._summary())
-        return (
-            f'{head}<div role="region" aria-label="Findings of the audit" tabindex="0" style="overflow-x:auto">\n'
-            f'<table class="table robrep-table"><tbody>\n{body}</tbody></table></div>'
-        )
