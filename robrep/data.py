@@ -3,8 +3,7 @@
 ``load(name)`` gives a :class:`Dataset`. ``digits`` and ``colour-digits`` come with scikit-learn and need no download;
 every other set is kept as ``<root>/<name>.npz`` (``x_train, y_train, x_test, y_test``; images uint8, N x C x H x W;
 labels uint8) and is made from torchvision's checked download the first time. ``<root>`` is the argument, else
-``$ROBREP_DATA``, else a per-user cache folder. ``image_folder`` puts a folder of image files, such as ImageNet, behind
-the same attributes without ever holding it in memory.
+``$ROBREP_DATA``, else a per-user cache folder.
 
 Every choice is made on the validation split, which is cut out of the original training images by a fixed seed; test
 images are the original's and never mix with the others. STL-10's 100,000 unlabelled images are not loaded.
@@ -23,7 +22,6 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-HASHED_BYTES = 2 << 30  # up to this size a folder is known by its contents, above it by its files' sizes
 IMAGENETTE_SIZE = 128  # pixels; the '160px' originals vary in shape, so they are resized and cropped once, when written
 
 _DIGITS = tuple("0123456789")
@@ -124,7 +121,7 @@ class Dataset:
     Attributes:
         name: as given to :func:`load`.
         classes: class names; label k is ``classes[k]``.
-        x_train, x_val, x_test: uint8, N x C x H x W, 0 ... 255; a :class:`FolderImages` where images stay on disk.
+        x_train, x_val, x_test: uint8, N x C x H x W, 0 ... 255.
         y_train, y_val, y_test: int64, (N,).
         note: what differs from the original data set, to be printed beside any number; "" if nothing does.
         tasks: the sets of labels, by name, where there is more than one (the colour sets: "digit", "colour").
@@ -132,11 +129,11 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    x_train: Tensor | FolderImages
+    x_train: Tensor
     y_train: Tensor
-    x_val: Tensor | FolderImages
+    x_val: Tensor
     y_val: Tensor
-    x_test: Tensor | FolderImages
+    x_test: Tensor
     y_test: Tensor
     note: str = ""
     tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
@@ -149,18 +146,12 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """12 hex digits of a SHA-256 of all images and labels; images on disk give their own fingerprint.
-
-        Raises:
-            TypeError: the images are neither a tensor nor a container with a ``fingerprint``.
-        """
+        """12 hex digits of a SHA-256 of all images and labels."""
         h = hashlib.sha256()
         for key in (f"{kind}_{split}" for split in SPLITS for kind in "xy"):
             value = getattr(self, key)
-            if not isinstance(value, Tensor) and not hasattr(value, "fingerprint"):
-                raise TypeError(f"{key} is a {type(value).__name__}, expected a tensor or an object with a fingerprint")
             h.update(f"{key}{tuple(value.shape)}".encode())
-            h.update(value.contiguous().numpy().data if isinstance(value, Tensor) else str(value.fingerprint).encode())
+            h.update(value.contiguous().numpy().data)
         return h.hexdigest()[:12]
 
     def images(self, split: str, index: Tensor | slice = slice(None)) -> Tensor:
@@ -193,15 +184,11 @@ class Dataset:
 
         Raises:
             ValueError: ``size`` is not positive.
-            TypeError: the images stay on disk.
         """
         from torchvision.transforms.v2 import functional as transforms
 
         positive_int("size", size)
         arrays = {f"x_{split}": getattr(self, f"x_{split}") for split in SPLITS}
-        for name, x in arrays.items():
-            if not isinstance(x, Tensor):
-                raise TypeError(f"{name} is a {type(x).__name__}, expected a tensor of images to resize")
         note = f"{'; ' * bool(self.note)}resized to {size} x {size}" if self.shape[1:] != (size, size) else ""
         small = {name: transforms.resize(x, [size, size], antialias=True) for name, x in arrays.items()}
         return dataclasses.replace(self, note=self.note + note, **small)
@@ -331,118 +318,6 @@ def label_subset(
         rank[np.argsort(labels[order], kind="stable")] = np.arange(len(order)) - np.repeat(np.cumsum(have) - have, have)
         order = order[np.lexsort((place[labels[order]], rank))]  # one of each class, then a second of each, ...
     return torch.from_numpy(np.sort(order[:count]))
-
-
-class FolderImages:
-    """Images of a folder, decoded when indexed: ``x[index]`` is a uint8 tensor N x 3 x size x size.
-
-    Stands where a uint8 tensor would: it has ``shape``, ``dtype``, ``len`` and takes an integer, slice, list, or
-    integer or boolean tensor as index. Files are decoded as by torchvision's ``ImageFolder``, in threads; nothing is
-    kept.
-
-    Args:
-        root: the folder.
-        files: paths of images, relative to ``root``.
-        size: pixels of the square that is cropped from the centre.
-        resize: pixels that the shorter side is resized to before; default ``size``.
-    """
-
-    dtype = torch.uint8
-
-    def __init__(self, root: Path, files: Sequence[str], size: int, resize: int | None = None) -> None:
-        self.root, self.files, self.size, self.resize = root, list(files), size, resize or size
-        self.shape = (len(self.files), 3, size, size)
-        self._all = torch.arange(len(self.files))
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
-        """Decode some images: uint8, N x 3 x size x size, or 3 x size x size for one integer.
-
-        Raises:
-            IndexError: out of range.
-            OSError: a file is missing or is no readable image, by name.
-        """
-        chosen = self._all[index]
-        out = torch.empty(chosen.numel(), *self.shape[1:], dtype=torch.uint8)
-        with _threads() as pool:
-            for row, image in zip(out, pool.map(self._decode, chosen.flatten().tolist()), strict=True):
-                row.copy_(torch.from_numpy(image))
-        return out.reshape(*chosen.shape, *self.shape[1:])
-
-    def _decode(self, i: int) -> np.ndarray:
-        from torchvision.datasets.folder import default_loader
-
-        path = self.root / self.files[i]
-        try:
-            return _square(default_loader(str(path)), self.size, self.resize)
-        except OSError as error:
-            raise OSError(f"{path} cannot be read as an image: {error}") from error
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 of the crop and of all files' names and contents; caches are keyed on it.
-
-        Of more than ``HASHED_BYTES`` of files, the sizes stand for the contents.
-        """
-        paths = [self.root / file for file in self.files]
-        with _threads() as pool:
-            sizes = list(pool.map(lambda path: path.stat().st_size, paths))
-            content = map(str, sizes) if sum(sizes) > HASHED_BYTES else pool.map(_file_hash, paths)
-            lines = [f"{self.size} {self.resize}", *map("\0".join, zip(self.files, content, strict=True))]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def image_folder(
-    root: str | os.PathLike[str], size: int = 224, *, resize: int | None = None, val: int = 10_000, test: str = "val"
-) -> Dataset:
-    """A data set of image files, decoded when indexed: ImageNet at full scale.
-
-    Expects ``<root>/train/<class>/<image>`` and ``<root>/<test>/<class>/<image>``, found by torchvision's
-    ``ImageFolder``. The validation split is cut out of train, since papers report on ImageNet's own ``val``. Index
-    before asking for floats: ``d.images("train")`` decodes everything.
-
-    Args:
-        root: the folder.
-        size: images are centre-cropped to ``size`` x ``size`` pixels, RGB.
-        resize: pixels of the shorter side before that, at least ``size``; default ``size`` (ImageNet usually 256).
-        val: validation images, at most a sixth of the training images.
-        test: name of the folder with the test images.
-
-    Raises:
-        FileNotFoundError: a folder is missing, or has no classes, or a class has no images.
-        ValueError: the two folders are one, or hold different classes, or there are fewer than 6 training images.
-    """
-    from torchvision.datasets import ImageFolder
-
-    positive_int("size", size), positive_int("val", val)
-    if resize is not None and positive_int("resize", resize) < size:
-        raise ValueError(f"resize is {resize}, expected at least size, {size}")
-    root = Path(root).expanduser()
-    if test == "train":
-        raise ValueError("test is 'train', expected another folder, whose images are not trained on")
-    train, held = ImageFolder(root / "train"), ImageFolder(root / test)
-    if differ := sorted(set(train.classes) ^ set(held.classes)):
-        raise ValueError(f"{root}: folders 'train' and {test!r} hold different classes, among them {differ[0]!r}")
-
-    def part(listed: ImageFolder, index: Sequence[int] | np.ndarray) -> tuple[FolderImages, Tensor]:
-        files = [Path(listed.samples[i][0]).relative_to(root).as_posix() for i in index]
-        return FolderImages(root, files, size, resize), torch.tensor([listed.targets[i] for i in index])
-
-    kept, chosen = _split(len(train), val)
-    return Dataset(
-        root.name, tuple(train.classes), *part(train, kept), *part(train, chosen), *part(held, range(len(held)))
-    )
-
-
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # image decoders release the interpreter lock
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _random(*key: int) -> np.random.RandomState:

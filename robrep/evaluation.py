@@ -92,7 +92,7 @@ class _Judge:
         if drew and not torch.equal(together, again):
             raise ValueError(
                 "model draws noise from the global random state, so its number would change with the batches, expected "
-                "noise from ids and seed, as Classifier and Smoothed draw it, or a deterministic model"
+                "noise from ids and seed, as Classifier draws it, or a deterministic model"
             )
         if not draws_noise(self.model):
             return

@@ -21,11 +21,11 @@ from robrep.audit import QUESTIONS, Audit, Finding, audit
 from robrep.audit.report import Limits
 from robrep.book import results
 from robrep.book.figures import audit_figure
+from robrep.book.smoothing import Smoothed
 from robrep.encoders import ConvDecoder, ConvEncoder, MLPHead
 from robrep.evaluation import Rate, accuracy, robust_accuracy
 from robrep.heads import Classifier, train_head
 from robrep.methods import AdversarialTraining, Supervised, VAEUrkle
-from robrep.smoothing import Smoothed
 from robrep.training import fit
 
 DIGITS = data.load("digits")

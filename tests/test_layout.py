@@ -39,13 +39,12 @@ ORDER = [
     {"heads"},
     {"suites"},
     {"evaluation"},
-    {"smoothing"},
     {"audit"},
     {"book"},
 ]
 KIT = [  # the same, within robrep.book
     {"files", "front_end"},
-    {"cropd", "early_stopping", "results", "smooth_encoders", "worst_case_mi"},
+    {"cropd", "early_stopping", "results", "smooth_encoders", "smoothing", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
     {"comparison", "costs", "figures"},

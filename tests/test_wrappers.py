@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robrep.attacks import FGSM, L2, PGD, Linf
+from robrep.book.smoothing import Smoothed, votes
 from robrep.evaluation import Evaluation, accuracy, adversarial_images, evaluate
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier, device_of, encode, pseudo_labels
 from robrep.objectives import draws_noise, predict, samplers, samples_of
 from robrep.random import noise
-from robrep.smoothing import Smoothed, votes
 from robrep.suites import ClassifierAttack
 
 # sixteenths, which every dtype holds exactly
