@@ -446,10 +446,7 @@ def _download(name: str, original: _Original, folder: Path, path: Path) -> dict[
     # a dead line is an OSError without one of the local numbers, a dead mirror or a wrong checksum a RuntimeError
     except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in _LOCAL:
-            raise OSError(
-                error.errno,
-                f"{what} cannot be written there ({error.strerror}); make room or choose another folder by ROBREP_DATA",
-            ) from error
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConnectionError(
             f"{what} could not be downloaded ({reason}); connect to the network and try again, or point ROBREP_DATA at "

@@ -24,12 +24,8 @@ def _square(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores in float32 or wider, their diagonal (..., N), and the mask of the diagonal (N, N)."""
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2:
         raise ValueError(f"scores has shape {tuple(scores.shape)}, expected (..., N, N) with N at least 2")
-    scores = upcast(scores)
-    return (
-        scores,
-        scores.diagonal(dim1=-2, dim2=-1),
-        torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device),
-    )
+    diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    return upcast(scores), upcast(scores).diagonal(dim1=-2, dim2=-1), diagonal
 
 
 def donsker_varadhan(scores: Tensor, masked: Masked = "excluded") -> Tensor:

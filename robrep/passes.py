@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from robrep.checks import check_images, one_of, positive_int
@@ -142,8 +143,6 @@ class Processes:
     """
 
     def __init__(self, spread: bool) -> None:
-        import torch.distributed as dist
-
         self.rank, self.world = 0, 1
         if not spread or not dist.is_available():
             return
@@ -162,23 +161,18 @@ class Processes:
         Raises:
             ValueError: ``what`` is not the same everywhere.
         """
-        if self.world > 1:
-            import torch.distributed as dist
-
-            said: list[Any] = [None] * self.world
-            dist.all_gather_object(said, what)
-            if len(set(said)) > 1:
-                raise ValueError(
-                    f"the {self.world} processes evaluate different models, images or attacks, expected the same in "
-                    "all of them; or spread=False, where each does work of its own"
-                )
+        said: list[Any] = [None] * self.world
+        dist.all_gather_object(said, what)
+        if len(set(said)) > 1:
+            raise ValueError(
+                f"the {self.world} processes evaluate different models, images or attacks, expected the same in all of "
+                "them; or spread=False, where each does work of its own"
+            )
 
     def join(self, t: Tensor) -> Tensor:
         """A tensor of which each process knows the rows of its own images, and has zeros elsewhere: all of its rows."""
         if self.world == 1:
             return t
-        import torch.distributed as dist
-
         device = "cpu" if "cpu" in str(dist.get_backend_config()) else "cuda"
         whole = (t.int() if t.dtype == torch.bool else t).to(device, copy=True)
         dist.all_reduce(whole)

@@ -44,7 +44,7 @@ ORDER = [
 ]
 KIT = [  # the same, within robrep.book
     {"files", "front_end"},
-    {"cropd", "early_stopping", "results", "smooth_encoders", "smoothing", "worst_case_mi"},
+    {"cropd", "early_stopping", "results", "smooth_encoders", "smoothing", "vae_urkle", "worst_case_mi"},
     {"parameters"},
     {"experiment"},
     {"comparison", "costs", "figures"},

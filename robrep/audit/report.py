@@ -131,16 +131,6 @@ class Audit:
         """Whether nothing is suspicious or broken."""
         return all(finding.verdict == "fine" for finding in self.findings)
 
-    @property
-    def robust(self) -> Rate:
-        """Robust accuracy under the attack that was audited; the clean one if it could not be run."""
-        return self.stages.get(self.attack, self.clean)
-
-    @property
-    def worst(self) -> Rate:
-        """Robust accuracy that is left after every attack of the audit."""
-        return [self.clean, *self.stages.values()][-1]
-
     def __getitem__(self, check: str) -> Finding:
         """The finding of one check.
 

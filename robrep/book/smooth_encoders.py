@@ -6,6 +6,7 @@ in float64, whatever the precision of their arguments.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -151,3 +152,8 @@ def _pair(p: Any, q: Any) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.einsum("...ij,...ik,...jk->...k", product, u, vt.mT)
     means = (p.mean.double() - q.mean.double()).square().sum(-1)
     return means, roots, values
+
+
+def pair_log_normalizer(dim: int, gamma: float) -> float:
+    """ln of the integral of N(a; 0, I) N(b; 0, I) exp(-gamma/2 ||a - b||^2), which is -D/2 ln(1 + 2 gamma)."""
+    return -0.5 * dim * math.log1p(2 * nonnegative("gamma", gamma))
