@@ -167,7 +167,6 @@ class Stage:
 
     Attributes:
         name: the attack's name.
-        attack: the attack and its settings in words.
         attacked: number of images it was tried on.
         broken: how many of them it broke.
         robust: images that are right and that neither it nor an attack before it broke.
@@ -176,7 +175,6 @@ class Stage:
     """
 
     name: str
-    attack: str
     attacked: int
     broken: int
     robust: Rate
@@ -336,7 +334,7 @@ def evaluate(
                 bar.update(len(ids))
             attacked, broke = (int(join(count)) for count in (torch.tensor(len(tried)), broken.sum()))
             robust, seconds = Rate(join(alive.clone()), f"{attack} in {threat}{averaged}"), time.perf_counter() - began
-            stages.append(Stage(attack.name, str(attack), attacked, broke, robust, seconds, why))
+            stages.append(Stage(attack.name, attacked, broke, robust, seconds, why))
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
     return Evaluation(
         clean=Rate(join(clean)),

@@ -17,8 +17,6 @@ from torch.nn import functional as F
 from robrep.checks import one_of
 from robrep.gaussians import upcast
 
-Masked = Literal["excluded", "counted"]
-
 
 def _square(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores in float32 or wider, their diagonal (..., N), and the mask of the diagonal (N, N)."""
@@ -28,7 +26,7 @@ def _square(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return upcast(scores), upcast(scores).diagonal(dim1=-2, dim2=-1), diagonal
 
 
-def donsker_varadhan(scores: Tensor, masked: Masked = "excluded") -> Tensor:
+def donsker_varadhan(scores: Tensor, masked: Literal["excluded", "counted"] = "excluded") -> Tensor:
     """E_joint[T] - ln E_product[exp T]: a lower bound of the mutual information for every T, up to sampling.
 
     Tight at T = ln p(x, z) / (p(x) p(z)) plus any constant. Adding a constant to all scores changes nothing.

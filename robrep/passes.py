@@ -21,7 +21,6 @@ from robrep.training import HALF, Examples, Precision, best_precision
 T = TypeVar("T")
 CPU_BATCH, GPU_BATCH = 500, 2048  # images in a pass; more are hardly faster
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9
-OutOfMemory: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # torch 2.4
 
 
 def images_of(x: Examples, ids: Tensor) -> Tensor:
@@ -90,7 +89,7 @@ def true_float32(device: torch.device) -> Iterator[None]:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, OutOfMemory) or "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)
+    return "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
 
 
 class Batches:
@@ -119,7 +118,7 @@ class Batches:
                 if not out_of_memory(error):
                     raise
                 if len(part) == 1:
-                    raise OutOfMemory(
+                    raise torch.OutOfMemoryError(
                         f"memory of {self.device} runs out at a batch size of 1, expected room for one image, the "
                         "model and the attack: free memory, or take a smaller model or precision='bf16-mixed'"
                     ) from error

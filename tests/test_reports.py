@@ -112,7 +112,7 @@ def test_a_last_batch_of_one_image(n: int) -> None:
 
 
 def test_a_contrastive_loss_of_one_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="views has 1 image, expected at least two"):
+    with pytest.raises(ValueError, match="the batch has 1 image, expected at least two"):
         nt_xent((X[:1].flatten(1), X[:1].flatten(1)))
 
 

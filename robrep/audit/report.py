@@ -10,10 +10,9 @@ from torch import Tensor
 
 from robrep.checks import one_of
 from robrep.evaluation import Rate, wilson
-from robrep.progress import printable
 
 Verdict = Literal["fine", "suspicious", "broken"]
-SIGNS: dict[Verdict, str] = {"broken": "✗", "suspicious": "?", "fine": "✓"}  # the worst first
+VERDICTS: tuple[Verdict, ...] = ("broken", "suspicious", "fine")  # the worst first
 
 QUESTIONS = {  # a sound evaluation says yes to all
     "finite": "Are outputs and gradients finite numbers?",
@@ -49,7 +48,7 @@ class Limits(NamedTuple):
 
 def worst(*verdicts: Verdict) -> Verdict:
     """The worst of them."""
-    return min(verdicts, key=list(SIGNS).index)
+    return min(verdicts, key=VERDICTS.index)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         one_of("check", self.check, QUESTIONS)
-        one_of("verdict", self.verdict, SIGNS)
+        one_of("verdict", self.verdict, VERDICTS)
         if self.verdict == "fine":
             object.__setattr__(self, "advice", "")
 
@@ -84,20 +83,19 @@ class Finding:
 
     def __str__(self) -> str:
         advice = f" Next: {self.advice}" if self.advice else ""
-        return printable(f"{SIGNS[self.verdict]} {self.verdict:10} {self.question} {self.text}{advice}")
+        return f"{self.verdict:10} {self.question} {self.text}{advice}"
 
 
 class Landscape(NamedTuple):
     """The margin around one image, on a plane: ``values[i, j]`` at ``a[j]`` along the gradient and ``b[i]`` beside it.
 
-    Offsets are in the threat's norm; above 0 the image is misclassified. ``image`` is its row among the audited images.
-    Where the gradient is zero (``blind``), ``a`` goes along another random direction.
+    Offsets are in the threat's norm; above 0 the image is misclassified. Where the gradient
+    is zero (``blind``), ``a`` goes along another random direction.
     """
 
     a: Tensor
     b: Tensor
     values: Tensor
-    image: int
     blind: bool = False
 
 
@@ -143,14 +141,14 @@ class Audit:
         raise KeyError(f"{check!r} was not checked, only {', '.join(f.check for f in self.findings)}")
 
     def __str__(self) -> str:
-        return printable("\n".join(self._lines()))
+        return "\n".join(self._lines())
 
     def _repr_html_(self) -> str:
         return "".join(f"<p>{html.escape(line)}</p>\n" for line in self._lines())
 
     def _lines(self) -> list[str]:
-        worst_first = sorted(self.findings, key=lambda f: list(SIGNS).index(f.verdict))
-        left = [f"– left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
+        worst_first = sorted(self.findings, key=lambda f: VERDICTS.index(f.verdict))
+        left = [f"left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
         return [*self._summary(), *map(str, worst_first), *left]
 
     def _summary(self) -> list[str]:
