@@ -8,8 +8,8 @@ import time
 
 
 def in_notebook() -> bool:
-    """Whether this code runs in a notebook's kernel, and ``ROBREP_BATCH`` in the environment does not say that nobody
-    looks on (papermill, CI)."""
+    """Whether this code runs in a notebook's kernel, unless ``ROBREP_BATCH`` in the environment marks a batch run
+    (papermill, CI)."""
     return bool({"ipykernel", "google.colab"} & set(sys.modules)) and not os.environ.get("ROBREP_BATCH")
 
 

@@ -347,7 +347,6 @@ def test_a_cache_is_not_shared(tmp_path: Path) -> None:
         {"batch_size": 7},
         {"after": Rate(torch.arange(50) < 40)},
         {"individually": True},
-        {"split": "validation"},
         {"keep": False},
     ):
         assert calls(**change) == 0, change
