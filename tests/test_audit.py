@@ -331,7 +331,7 @@ def test_outputs_and_gradients_that_are_no_numbers(robust: nn.Module) -> None:
 
 def test_report() -> None:
     fine = Finding("graph", "fine", "It does.", advice="unneeded")
-    assert not fine.advice and str(fine).startswith("fine ")
+    assert not fine.advice and str(fine).startswith("fine: ")
     with pytest.raises(ValueError, match="check is 'graphs'.*did you mean 'graph'"):
         Finding("graphs", "fine", "")
     with pytest.raises(ValueError, match="verdict is 'good'"):
@@ -340,7 +340,7 @@ def test_report() -> None:
     bad = Finding("steps", "suspicious", "a < b", advice="look & see")
     found = Audit([fine, bad], {"batch": "Why."}, rate, {"PGD": rate}, {}, None, "PGD", "ball", 0.1)
     assert not found.passed and "0 broken and 1 suspicious of 2" in str(found) and found["graph"] is fine
-    assert str(found).splitlines()[2].startswith("suspicious ")
+    assert str(found).splitlines()[2].startswith("suspicious: ")
     assert "a &lt; b" in found._repr_html_() and "look &amp; see" in found._repr_html_() and "Why." in str(found)
     assert "color" not in found._repr_html_()
     limits = Limits(0.1, 0.2)

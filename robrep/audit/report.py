@@ -83,7 +83,7 @@ class Finding:
 
     def __str__(self) -> str:
         advice = f" Next: {self.advice}" if self.advice else ""
-        return f"{self.verdict:10} {self.question} {self.text}{advice}"
+        return f"{self.verdict + ':':11} {self.question} {self.text}{advice}"
 
 
 class Landscape(NamedTuple):
@@ -148,7 +148,7 @@ class Audit:
 
     def _lines(self) -> list[str]:
         worst_first = sorted(self.findings, key=lambda f: VERDICTS.index(f.verdict))
-        left = [f"left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
+        left = [f"left out:   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
         return [*self._summary(), *map(str, worst_first), *left]
 
     def _summary(self) -> list[str]:
