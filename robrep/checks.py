@@ -55,14 +55,12 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
 
 
 def positive_int(name: str, value: Any) -> int:
-    """Return ``value`` as an ``int`` if it is an integer of at least 1, of Python, numpy or torch.
+    """Return ``value`` as an ``int`` if it is an integer of at least 1, of Python or numpy.
 
     Raises:
         TypeError: it is not an integer.
         ValueError: it is below 1.
     """
-    if isinstance(value, Tensor) and value.ndim == 0 and may_look(value):
-        value = value.item()
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}, expected an integer of at least 1")
     if value < 1:
@@ -109,10 +107,8 @@ def check_images(x: Tensor, name: str = "x") -> Tensor:
         raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor of images, N x C x H x W")
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}, expected floating point in [0, 1] (see robrep.data.as_float)")
-    if x.ndim != 4:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected N x C x H x W")
-    if x.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected at least one image")
+    if x.ndim != 4 or x.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected N x C x H x W with at least one image")
     if not may_look(x):
         return x
     low, high = (v.item() for v in x.detach().aminmax())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +22,6 @@ def nt_xent(
     temperature: float = 0.5,
     *,
     denominator: Denominator = "all_but_self",
-    detach_keys: bool = False,
 ) -> Tensor:
     r"""The normalized temperature-scaled cross-entropy of n views of N images; one value for each image, shape (N,).
 
@@ -37,8 +37,6 @@ def nt_xent(
         temperature: tau, above 0.
         denominator: which vectors D holds. "all_but_self" leaves out only the anchor g_v (SimCLR, RoCL);
             "negatives_only" leaves out all vectors of the anchor's image, its positives too (eq. 9 of Nguyen et al.).
-        detach_keys: treat everything that an anchor is compared with as a constant, as RoCL's released code does. This
-            halves the gradient and hardly changes its direction.
 
     Raises:
         ValueError: fewer than two views or images, shapes that differ, or a temperature that is not above 0.
@@ -54,9 +52,6 @@ def nt_xent(
         anchors = F.normalize(torch.stack([upcast(v) for v in views]), dim=2)  # n x N x D
         keys, first = _gathered(anchors)
         n, size, total = len(views), len(views[0]), keys.shape[1]
-        if total < 2:
-            raise ValueError(f"views has {total} image, expected at least two: an image is compared with others")
-        keys = keys.detach() if detach_keys else keys
         scores = (anchors.flatten(0, 1) @ keys.flatten(0, 1).T / temperature).view(n, size, n, total)
     row = torch.arange(size, device=scores.device)
     of_image = scores[:, row, :, first + row]  # N x n x n: a view against all views of its image
@@ -97,8 +92,6 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
         pair = F.normalize(torch.stack([upcast(clean), upcast(adversarial)]), dim=2)  # 2 x N x D
         keys, first = _gathered(pair)
         size, total = len(clean), keys.shape[1]
-        if total < 2:
-            raise ValueError(f"clean has {total} image, expected at least two: an image is compared with others")
         scores = (pair[0] @ keys.flatten(0, 1).T / temperature).view(size, 2, total)
         positive = (pair[0] * pair[1]).sum(1) / temperature
     row = torch.arange(size, device=scores.device)
@@ -108,13 +101,15 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
 
 def _gathered(anchors: Tensor) -> tuple[Tensor, int]:
     """The vectors of all processes, n x M x D, with gradients, and the place of this process's first image."""
-    import torch.distributed as dist
+    first = 0
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        from torch.distributed.nn.functional import all_gather
 
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return anchors, 0
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(anchors.contiguous()), dim=1), dist.get_rank() * anchors.shape[1]
+        first = dist.get_rank() * anchors.shape[1]
+        anchors = torch.cat(all_gather(anchors.contiguous()), dim=1)
+    if anchors.shape[1] < 2:
+        raise ValueError(f"the batch has {anchors.shape[1]} image, expected at least two that are compared")
+    return anchors, first
 
 
 @torch.no_grad()

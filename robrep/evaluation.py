@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +43,7 @@ class _Judge:
         check_model(model)
         check_labels(y, len(x))
         self.model, self.x, self.y, self.seed, self.device = model, x, y, seed, device_of(model)
-        self.batches = Batches(model, x, self.device, batch_size)
+        self.batches = Batches(self.device, batch_size)
 
     def images(self, ids: Tensor) -> Tensor:
         return images_of(self.x, ids).to(self.device)
@@ -92,7 +91,7 @@ class _Judge:
         if drew and not torch.equal(together, again):
             raise ValueError(
                 "model draws noise from the global random state, so its number would change with the batches, expected "
-                "noise from ids and seed, as Classifier and Smoothed draw it, or a deterministic model"
+                "noise from ids and seed, as Classifier draws it, or a deterministic model"
             )
         if not draws_noise(self.model):
             return
@@ -113,7 +112,7 @@ def accuracy(model: nn.Module, x: Examples, y: Tensor, *, seed: int = 0, batch_s
         x: uint8 images, or floats in [0, 1].
         y: class indices (N,).
         seed: seed of the noise of a model that samples.
-        batch_size: images in a pass; None for what the memory holds (500 on a CPU).
+        batch_size: images in a pass; None for 500 on a CPU and 2,048 on a GPU.
 
     Raises:
         TypeError, ValueError: images or labels that do not fit, a model that gives no logits, or is on several devices.
@@ -168,7 +167,6 @@ class Stage:
 
     Attributes:
         name: the attack's name.
-        attack: the attack and its settings in words.
         attacked: number of images it was tried on.
         broken: how many of them it broke.
         robust: images that are right and that neither it nor an attack before it broke.
@@ -177,7 +175,6 @@ class Stage:
     """
 
     name: str
-    attack: str
     attacked: int
     broken: int
     robust: Rate
@@ -195,9 +192,7 @@ class Evaluation:
         stages: what each attack did, in order.
         x_adv: floats (N, C, H, W) on the CPU: for a broken image what broke it, for another the last that was tried;
             None where they were not kept.
-        split: of the data, in the caller's words.
         threat: the ball in words.
-        mean_code: for a model that samples, the accuracy of its mean code on the same x'; None without x'.
         unconfirmed: how many images an attack seemed to break that were right at a second look (they count as robust).
     """
 
@@ -205,32 +200,16 @@ class Evaluation:
     robust: Rate
     stages: tuple[Stage, ...]
     x_adv: Tensor | None = field(repr=False)
-    split: str
     threat: str
-    mean_code: Rate | None = None
     unconfirmed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers and words for a record, without the images."""
-        return {
-            "clean": self.clean.to_dict(),
-            "robust": self.robust.to_dict(),
-            "stages": [vars(s) | {"robust": s.robust.to_dict()} for s in self.stages],
-            "split": self.split,
-            "threat": self.threat,
-            "mean_code": self.mean_code and self.mean_code.to_dict(),
-            "unconfirmed": self.unconfirmed,
-        }
 
     def __str__(self) -> str:
         wide = max(len(stage.name) for stage in self.stages) + 2
-        lines = [f"{self.clean.n} images of the {self.split} split, {self.threat}", f"{'clean':{wide}}{self.clean}"]
+        lines = [f"{self.clean.n} images, {self.threat}", f"{'clean':{wide}}{self.clean}"]
         for s in self.stages:
             did = f"left out: {s.refused}" if s.refused else f"broke {s.broken} of {s.attacked}"
             lines.append(f"{s.name:{wide}}{s.robust}  ({did})")
         lines.append(f"{'all':{wide}}{self.robust}")
-        if self.mean_code is not None:
-            lines.append(f"{'mean code':{wide}}{self.mean_code}")
         if self.unconfirmed:
             lines.append(
                 f"unconfirmed: {self.unconfirmed} of {self.clean.n} images were broken at a first look and right at a "
@@ -252,7 +231,6 @@ def evaluate(
     individually: bool = False,
     after: Rate | None = None,
     precision: Precision = "32-true",
-    split: str = "test",
     progress: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     keep: bool = True,
@@ -272,19 +250,18 @@ def evaluate(
         attacks: the name of a suite (:data:`robrep.suites.SUITES`), one attack, or several.
         threat: the ball, such as ``Linf(8 / 255)``; with a radius for each image, N of them.
         seed: seed of all random streams.
-        batch_size: images in a pass; None for what the memory holds (500 on a CPU). Where memory runs out, a batch is
+        batch_size: images in a pass; None for 500 on a CPU and 2,048 on a GPU. Where memory runs out, a batch is
             halved and tried again. It does not change the result, up to rounding.
         individually: try every attack on all images that are right, so that each stage's numbers are those of its
             attack alone (``broken`` of ``attacked``); the worst case is the same, for more time.
         after: what an earlier evaluation of the same images left; others count as broken and are not attacked.
         precision: of the attacks' passes; with mixed precision gradients are rougher and faster.
-        split: what the images are, for the table.
         progress: a name for the evaluation, shown with the number of images done; None for silence.
         cache: a folder where each attack's result on each batch is kept, so that an evaluation that was cut short goes
             on there. Results of another model, attack or threat (code, attributes and weights; see
             :func:`robrep.identity.identity`), of other images or another state of ``robrep`` are not taken. Where one
             of them cannot be identified nothing is kept, with a warning.
-        keep: whether the result has x' and the accuracy of the mean code; False where the rates are all that is wanted.
+        keep: whether the result has x'; False where the rates are all that is wanted.
         spread: under ``torchrun`` each process attacks its share of the images, and all get the whole result; all of
             them must make the same call. False for processes that do work of their own.
 
@@ -299,11 +276,11 @@ def evaluate(
     one_of("precision", precision, get_args(Precision))
     n, join = len(x), processes.join
     judge, everyone = _Judge(model, x, y, seed, batch_size), torch.arange(n)
-    _check_rows(n, after=after and after.correct, eps=threat.eps)
+    check_count("after", after and after.correct, n)
+    check_count("eps", threat.eps, n)
     mine, device = processes.share(everyone), judge.device
     if processes.world > 1:
-        words = re.sub(" at 0x[0-9a-f]+", "", f"{[str(a) for a in suite]} {threat}")
-        processes.agree(f"{words} {seed} {identity([*model.state_dict().values(), y])}")
+        processes.agree(f"{[a.name for a in suite]} {threat} {seed} {identity([*model.state_dict().values(), y])}")
     state, clean = random_state(device), torch.zeros(n, dtype=torch.bool)
     with attack_mode(model):
         clean[mine] = judge.right(mine)
@@ -357,35 +334,16 @@ def evaluate(
                 bar.update(len(ids))
             attacked, broke = (int(join(count)) for count in (torch.tensor(len(tried)), broken.sum()))
             robust, seconds = Rate(join(alive.clone()), f"{attack} in {threat}{averaged}"), time.perf_counter() - began
-            stages.append(Stage(attack.name, str(attack), attacked, broke, robust, seconds, why))
+            stages.append(Stage(attack.name, attacked, broke, robust, seconds, why))
     together = " | ".join(stage.robust.attack for stage in stages if not stage.refused)
     return Evaluation(
         clean=Rate(join(clean)),
         robust=Rate(join(alive), together),
         stages=tuple(stages),
         x_adv=x_adv if x_adv is None else join(x_adv),
-        split=split,
         threat=str(threat),
-        mean_code=None if x_adv is None else _of_mean_code(judge, x_adv, mine, join),
         unconfirmed=int(join((doubtful & alive).sum())),
     )
-
-
-def _check_rows(n: int, **rows: Any) -> None:
-    for name, value in rows.items():
-        if isinstance(value, Tensor):
-            check_count(name, value, n)
-
-
-def _of_mean_code(judge: _Judge, x_adv: Tensor, mine: Tensor, join: Callable[[Tensor], Tensor]) -> Rate | None:
-    """The accuracy on x' of the mean code of a model that samples; None of another model."""
-    mean_code = getattr(judge.model, "mean_code", None) if draws_noise(judge.model) else None
-    if mean_code is None:
-        return None
-    right = torch.zeros(len(judge.x), dtype=torch.bool)
-    with attack_mode(mean_code):
-        right[mine] = _Judge(mean_code, judge.x, judge.y, judge.seed, judge.batches.size).right(mine, x_adv[mine])
-    return Rate(join(right))
 
 
 def _inside(name: str, found: Any, images: Tensor, ball: Threat) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -40,16 +39,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def user_cache() -> Path:
-    """``$ROBREP_CACHE`` if set, else this user's cache folder (``$XDG_CACHE_HOME/robrep`` or its like)."""
+    """``$ROBREP_CACHE`` if set, else ``$XDG_CACHE_HOME/robrep``, else ``~/.cache/robrep``."""
     if root := os.environ.get("ROBREP_CACHE"):
         return Path(root)
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "robrep"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "robrep"
 
 
 def set_aside(path: Path, why: object) -> Path:

@@ -1,8 +1,7 @@
-"""Foundation models: load them, prepare their input, freeze them behind a pre-processor, and adapt them by LoRA."""
+"""Foundation models: load them, prepare their input, and freeze them behind a pre-processor."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robrep.checks import one_of, optional, positive_int
-from robrep.gaussians import Gaussian, upcast
+from robrep.gaussians import upcast
 from robrep.objectives import own_ids
 from robrep.random import fold, uniform
 
@@ -122,67 +121,8 @@ def load_vit_mae(name: str = "facebook/vit-mae-large", *, local_only: bool = Fal
         ImportError: transformers is not installed.
         OSError: the model is neither on this machine nor can it be downloaded.
     """
-    model = _fetch(optional("transformers", "foundation").ViTMAEModel, "ViT-MAE", name, local_only)
-    return ViTMAE(model, **options).eval()
-
-
-def _fetch(kind: Any, what: str, name: str, local_only: bool) -> Any:
-    """``kind.from_pretrained``, with an error in one sentence if it fails."""
-    try:
-        return kind.from_pretrained(name, local_files_only=local_only)
-    except Exception as error:  # from OSError to a client library's own, and each version has others
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise OSError(
-            f"name is {name!r}, expected a folder with a {what} (config and safetensors), or a model that is in the "
-            f"Hugging Face cache or can be downloaded: {reason}"
-        ) from error
-
-
-def new_vit_mae(
-    image_size: int = 32,
-    channels: int = 3,
-    *,
-    patch: int = 4,
-    width: int = 96,
-    depth: int = 4,
-    heads: int = 3,
-    decoder_width: int = 48,
-) -> Any:
-    """A small, untrained ``transformers.ViTMAEForPreTraining``, for :class:`robrep.methods.MaskedPretraining`.
-
-    Args:
-        image_size: height and width of the images, in pixels; a multiple of ``patch``.
-        channels: number of channels of the images.
-        patch: height and width of a patch, in pixels.
-        width, depth, heads: of the encoder; its MLPs are 4 times as wide. The fixed sine-cosine positions require a
-            width that is a multiple of 4.
-        decoder_width: of the decoder, one block with as many heads as the encoder.
-
-    Raises:
-        ImportError: transformers is not installed.
-        ValueError: ``image_size`` is not a multiple of ``patch``, or a width not one of 4 and of ``heads``.
-    """
-    transformers = optional("transformers", "foundation")
-    if image_size % positive_int("patch", patch):
-        raise ValueError(f"image_size is {image_size}, expected a multiple of patch, {patch}")
-    for name, value in (("width", width), ("decoder_width", decoder_width)):
-        if positive_int(name, value) % 4 or value % positive_int("heads", heads):
-            raise ValueError(f"{name} is {value}, expected a multiple of 4 and of heads, {heads}")
-    return transformers.ViTMAEForPreTraining(
-        transformers.ViTMAEConfig(
-            image_size=image_size,
-            num_channels=channels,
-            patch_size=patch,
-            hidden_size=width,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            decoder_hidden_size=decoder_width,
-            decoder_num_hidden_layers=1,
-            decoder_num_attention_heads=heads,
-            decoder_intermediate_size=4 * decoder_width,
-        )
-    )
+    kind = optional("transformers", "foundation").ViTMAEModel
+    return ViTMAE(kind.from_pretrained(name, local_files_only=local_only), **options).eval()
 
 
 class FrozenFoundation(nn.Module):
@@ -241,101 +181,3 @@ class Chain(nn.Module):
             for s in range(self.samples)
         ]
         return torch.stack(log_p).logsumexp(0) - math.log(self.samples)
-
-
-def with_lora(vit: ViTMAE, rank: int = 8, alpha: float = 16.0) -> ViTMAE:
-    """A copy of a ViT-MAE with low-rank adaptation (LoRA, Hu et al. 2022) of its queries and values.
-
-    Only the small matrices that LoRA adds are trainable.
-
-    Args:
-        vit: the model.
-        rank: rank of the added matrices. The paper gives no settings for its rows "+ LoRA".
-        alpha: the added matrices are scaled by alpha / rank.
-
-    Raises:
-        ImportError: peft is not installed.
-        TypeError: ``vit`` is not a :class:`ViTMAE`.
-    """
-    peft = optional("peft", "lora")
-    if not isinstance(vit, ViTMAE):
-        raise TypeError(f"vit is a {type(vit).__name__}, expected a ViTMAE, whose queries and values are adapted")
-    vit = copy.deepcopy(vit)
-    last = {name.rsplit(".", 1)[-1] for name, _ in vit.model.named_modules()}
-    targets = ["q_proj", "v_proj"] if "q_proj" in last else ["query", "value"]  # transformers 5, and before
-    config = peft.LoraConfig(r=positive_int("rank", rank), lora_alpha=alpha, target_modules=targets)
-    vit.model = peft.inject_adapter_in_model(config, vit.model)
-    for name, parameter in vit.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return vit
-
-
-class LatentDiffusionVAE(nn.Module):
-    """The paper's pre-processor "VAE", a variational auto-encoder for latent diffusion; it decodes the mean code.
-
-    Args:
-        model: a ``diffusers.AutoencoderKL``.
-
-    Shapes: images (N, C, H, W) in [0, 1] to images of the same shape, which are not clamped. That of Stable Diffusion
-    requires C = 3, and H and W that are multiples of 8.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.posterior(x).mean)
-
-    def posterior(self, x: Tensor) -> Gaussian:
-        """p(z|x), whose mean and scale have the shape (N, latent channels, h, w)."""
-        found = self.model.encode(2 * x - 1).latent_dist
-        return Gaussian(found.mean, found.std)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Codes (N, latent channels, h, w) to images (N, C, H, W)."""
-        return (self.model.decode(z).sample + 1) / 2
-
-
-def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: bool = False) -> LatentDiffusionVAE:
-    """Load the auto-encoder of Stable Diffusion through diffusers, by default the paper's.
-
-    Args:
-        name, local_only: as for :func:`load_vit_mae`.
-
-    Raises:
-        ImportError: diffusers is not installed.
-        OSError: the model is neither on this machine nor can it be downloaded.
-    """
-    diffusers = optional("diffusers", "vae")
-    return LatentDiffusionVAE(_fetch(diffusers.AutoencoderKL, "AutoencoderKL", name, local_only)).eval()
-
-
-def new_diffusion_vae(
-    channels: int = 3, widths: tuple[int, ...] = (16, 32, 32), latent_channels: int = 4
-) -> LatentDiffusionVAE:
-    """A small, untrained :class:`LatentDiffusionVAE`, for :class:`robrep.methods.VariationalReconstruction`.
-
-    Args:
-        channels: number of channels of the images.
-        widths: number of channels at each level, multiples of 8; each level but the last halves height and width.
-        latent_channels: number of channels of the code; Stable Diffusion has 4.
-
-    Raises:
-        ImportError: diffusers is not installed.
-        ValueError: ``widths`` is empty, or a width is not a multiple of 8.
-    """
-    diffusers = optional("diffusers", "vae")
-    if not widths or any(positive_int("widths", width) % 8 for width in widths):
-        raise ValueError(f"widths is {widths}, expected at least one width, each a multiple of 8")
-    levels = len(widths)
-    model = diffusers.AutoencoderKL(
-        in_channels=positive_int("channels", channels),
-        out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(widths),
-        norm_num_groups=8,
-        latent_channels=positive_int("latent_channels", latent_channels),
-    )
-    return LatentDiffusionVAE(model)

@@ -18,7 +18,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,6 @@ OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__"
 OF_CLASSES |= {"__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl"}
 OF_CLASSES |= {"__slotnames__"}
 SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
-BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
 def identity(value: Any, name: str = "value") -> str:
@@ -105,11 +103,6 @@ def _tensor(t: Tensor) -> tuple[Any, ...]:
     return ((type(t), str(t.dtype), tuple(t.shape), hashlib.blake2b(content.data).digest()),)
 
 
-def _array(value: Any) -> tuple[Any, ...]:
-    content = value.tolist() if value.dtype == object else hashlib.blake2b(value.tobytes()).digest()
-    return ((type(value), value.dtype.str, value.shape, content),)
-
-
 def _network(module: nn.Module) -> tuple[Any, ...]:
     if hasattr(module, "_orig_mod"):  # compiled
         return ((module._orig_mod,),)
@@ -167,20 +160,12 @@ def _globals(code: types.CodeType) -> set[str]:
     return names.union(*(_globals(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 
-def _built_in(value: Any) -> tuple[Any, ...]:
-    bound = getattr(value, "__self__", None)
-    return ((_name(value), None if isinstance(bound, types.ModuleType) else bound),)
-
-
 TAKEN_APART: tuple[tuple[Any, Any], ...] = (  # the first that fits counts
     (Tensor, _tensor),
-    (np.ndarray | np.generic, _array),
     (types.ModuleType, _source),
     (type, _class),
     (types.FunctionType, _function),
     (types.CodeType, _code),
-    (types.MethodType, lambda method: ((method.__func__, method.__self__),)),
-    (BUILT_IN, _built_in),
     (classmethod | staticmethod | functools._lru_cache_wrapper, lambda wrapper: ((wrapper.__wrapped__,),)),
     (property | functools.cached_property, lambda p: (tuple(getattr(p, k, None) for k in ("fget", "fset", "func")),)),
     (types.MappingProxyType, lambda mapping: ((dict(mapping),),)),

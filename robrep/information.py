@@ -17,22 +17,16 @@ from torch.nn import functional as F
 from robrep.checks import one_of
 from robrep.gaussians import upcast
 
-Masked = Literal["excluded", "counted"]
-
 
 def _square(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores in float32 or wider, their diagonal (..., N), and the mask of the diagonal (N, N)."""
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2:
         raise ValueError(f"scores has shape {tuple(scores.shape)}, expected (..., N, N) with N at least 2")
-    scores = upcast(scores)
-    return (
-        scores,
-        scores.diagonal(dim1=-2, dim2=-1),
-        torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device),
-    )
+    diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    return upcast(scores), upcast(scores).diagonal(dim1=-2, dim2=-1), diagonal
 
 
-def donsker_varadhan(scores: Tensor, masked: Masked = "excluded") -> Tensor:
+def donsker_varadhan(scores: Tensor, masked: Literal["excluded", "counted"] = "excluded") -> Tensor:
     """E_joint[T] - ln E_product[exp T]: a lower bound of the mutual information for every T, up to sampling.
 
     Tight at T = ln p(x, z) / (p(x) p(z)) plus any constant. Adding a constant to all scores changes nothing.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robrep.checks import above_zero, check_labels, nonnegative
+from robrep.checks import above_zero, check_labels
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, upcast
 
 
@@ -39,30 +38,6 @@ def kl_categorical(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL[softmax(p_logits) || softmax(q_logits)]; shapes (N, C), result (N,). As in TRADES (Zhang et al. 2019)."""
     log_p, log_q = upcast(p_logits).log_softmax(1), upcast(q_logits).log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
-def bounded_log_softmax(logits: Tensor, bound: float) -> Tensor:
-    """Log-probabilities that are never below -``bound``: log(K softmax(logits) + exp(-M)), K = 1 - C exp(-M).
-
-    Args:
-        logits: shape (N, C).
-        bound: M, the largest possible loss of a prediction, in nats; above ln C, otherwise K would not be positive.
-
-    Returns:
-        Shape (N, C); each row's exponentials sum to 1, and the order of the classes stays.
-
-    Raises:
-        ValueError: ``bound`` is not above ln C.
-
-    Source: Nguyen et al. 2022, footnote to Proposition 1; the paper does not state the condition M > ln C.
-    """
-    classes = logits.shape[1]
-    if not bound > math.log(classes):
-        raise ValueError(
-            f"bound is {bound}, expected more than ln({classes}) = {math.log(classes):.4f}, for {classes} classes"
-        )
-    log_p = upcast(logits).log_softmax(1) + math.log1p(-classes * math.exp(-bound))
-    return torch.logaddexp(log_p, log_p.new_full((), -bound))  # in logarithms: exp(-M) is 0 in float32 from M = 104 on
 
 
 def gaussian_nll(output: Tensor, x: Tensor, variance: float) -> Tensor:
@@ -113,7 +88,8 @@ def negative_se_elbo(
     Returns:
         ``reconstruction`` (-log p(x|z)), ``prior`` and ``prior_selected`` (-log p(z) expected under p and under q) and
         ``transport`` (:func:`robrep.gaussians.entropic_wasserstein`). Their sum lies above -log p(x) of the decoder
-        with the prior N(0, I). The pairwise prior is not normalised: with :func:`pair_log_normalizer` added, the sum
+        with the prior N(0, I). The pairwise prior is not normalised: with
+        -D/2 ln(1 + 2 gamma) added, the sum
         lies above that of the coupled model, in which a code has the marginal N(0, (1 + gamma) / (1 + 2 gamma) I).
 
     Source: Cemgil et al. 2019, eq. 6-7 and section 6, with mu_a - mu_b where the paper prints mu_a - mu_a.
@@ -124,8 +100,3 @@ def negative_se_elbo(
         "prior_selected": prior_cross_entropy(q),
         "transport": entropic_wasserstein(p, q, gamma),
     }
-
-
-def pair_log_normalizer(dim: int, gamma: float) -> float:
-    """ln of the integral of N(a; 0, I) N(b; 0, I) exp(-gamma/2 ||a - b||^2), which is -D/2 ln(1 + 2 gamma)."""
-    return -0.5 * dim * math.log1p(2 * nonnegative("gamma", gamma))

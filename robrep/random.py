@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from numbers import Integral
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +76,6 @@ def as_seed(value: Any, name: str = "seed") -> Seed:
     return value
 
 
-@overload
-def fold(*parts: int | str) -> int: ...
-@overload
-def fold(*parts: Seed | str) -> Any: ...
 def fold(*parts: Seed | str) -> Any:
     """Hash integers, strings and integer tensors to one seed in 0 ... 2**63 - 1.
 

@@ -74,10 +74,6 @@ class Rate:
         """Upper end of the interval."""
         return self.interval[1]
 
-    def first(self, n: int) -> Rate:
-        """The rate of the first ``n`` images."""
-        return Rate(self.correct[: positive_int("n", n)], self.attack)
-
     def of(self, index: Tensor) -> Rate:
         """The rate of the images with these indices."""
         return Rate(self.correct[index], self.attack)

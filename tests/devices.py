@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_flatten
 from robrep import methods as m
 from robrep.attacks import APGD, FGSM, L2, PGD, Linf
 from robrep.augmentations import Augment, digit_augmentation
-from robrep.book.worst_case_mi import CriticOf, WorstCaseCriticOf
+from robrep.book.cropd import MaskedPretraining, new_vit_mae
+from robrep.book.worst_case_mi import CriticOf, VectorCritic, WorstCaseCriticOf
 from robrep.encoders import (
     ConvDecoder,
     ConvEncoder,
@@ -27,9 +28,7 @@ from robrep.encoders import (
     PreActResNet,
     Projector,
     ResNetEncoder,
-    VectorCritic,
 )  # fmt: skip
-from robrep.foundation import new_vit_mae
 from robrep.heads import AdversarialHead
 
 PGD2, BALL = PGD(2), Linf(0.1)
@@ -89,7 +88,7 @@ METHODS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "cropd": (lambda: m.CRoPD(autoencoder(), Projector(autoencoder().dim, 8, 6), FGSM(), BALL), 1),
     "arae": (lambda: m.AdversarialReconstruction(autoencoder(), Projector(autoencoder().dim, 8, 6), PGD2, BALL), 1),
     "mixed_head": (lambda: m.MixedHead(nn.Sequential(small(False), MLPHead(4, 10)), PGD2, BALL), 1),
-    "masked_pretraining": (lambda: m.MaskedPretraining(new_vit_mae(8, 1, patch=2, width=12, decoder_width=12)), 1),
+    "masked_pretraining": (lambda: MaskedPretraining(new_vit_mae(8, 1, patch=2, width=12, decoder_width=12)), 1),
     "adversarial_head": (lambda: AdversarialHead(small(), MLPHead(4, 10), PGD2, BALL), 1),
 }  # fmt: skip
 

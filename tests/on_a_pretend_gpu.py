@@ -18,8 +18,8 @@ from robrep import evaluation, heads
 from robrep.attacks import APGD, PGD, Square
 from robrep.audit import audit
 from robrep.book import figures, worst_case_mi
+from robrep.book.early_stopping import train_head_stopped
 from robrep.book.figures.base import array
-from robrep.early_stopping import train_head_stopped
 from robrep.encoders import ConvEncoder, Critic, MLPHead
 from robrep.heads import Classifier, device_of, encode
 from robrep.training import fit

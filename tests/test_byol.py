@@ -12,11 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robrep import early_stopping
 from robrep.attacks import APGD, L2, PGD, Linf
 from robrep.augmentations import digit_augmentation
-from robrep.book import reproduce, results
-from robrep.early_stopping import fit_stopped, train_head_stopped
+from robrep.book import early_stopping, reproduce, results
+from robrep.book.early_stopping import fit_stopped, train_head_stopped
 from robrep.encoders import NormMLP, PreActResNet
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier, pseudo_labels

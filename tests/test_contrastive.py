@@ -104,17 +104,6 @@ def test_closer_positives_cost_less_and_the_print_says_the_opposite() -> None:
     assert printed(tight) > printed(loose)
 
 
-def test_detached_keys_halve_the_gradient_of_two_views() -> None:
-    views = [random(32, 16, seed=v).requires_grad_() for v in range(2)]
-    whole, half = (
-        torch.cat([g.flatten() for g in torch.autograd.grad(nt_xent(views, detach_keys=d).mean(), views)])
-        for d in (False, True)
-    )
-    assert torch.equal(nt_xent(views), nt_xent(views, detach_keys=True))
-    assert half.norm() / whole.norm() == pytest.approx(0.5, abs=0.05)
-    assert F.cosine_similarity(half, whole, dim=0) > 0.99
-
-
 def test_nt_xent_stays_wide_and_refuses_what_does_not_fit() -> None:
     views = [random(4, 8, seed=v).float() for v in range(2)]
     with torch.autocast("cpu", torch.bfloat16):
@@ -248,18 +237,18 @@ def test_augmentations_refuse_what_does_not_fit() -> None:
 
 @pytest.mark.parametrize(("depth", "features"), [(18, 512), (50, 2048)])
 def test_a_resnet_is_torchvisions(depth: int, features: int) -> None:
-    """With ImageNet's stem and torchvision's weights, the same features; with the small stem, no early pooling."""
+    """With torchvision's weights and without its early pooling, the same features."""
     from torchvision import models
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = getattr(models, f"resnet{depth}")(weights=None)
-        ours = ResNetEncoder(depth, gaussian=False, small=False)
-        small = ResNetEncoder(depth)
+        theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        ours, small = ResNetEncoder(depth, gaussian=False), ResNetEncoder(depth)
     theirs.fc = nn.Identity()
     values = list(theirs.state_dict().values())
     ours.load_state_dict(dict(zip(ours.state_dict(), values, strict=True)))
-    ours, theirs, x = ours.double(), theirs.double(), images(2, 3, 64).double()  # layouts round differently
+    ours, theirs, x = ours.double(), theirs.double(), images(2, 3, 32).double()  # layouts round differently
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-9, atol=1e-9)
         seen: list[Tensor] = []

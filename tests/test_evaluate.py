@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -188,7 +187,7 @@ def test_who_is_broken_at_a_radius_is_not_attacked_at_a_larger_one() -> None:
 # --- models that sample, and verdicts -----------------------------------------------------------------------------
 
 
-def test_the_verdict_s_noise_is_unseen_and_the_mean_code_stands_beside() -> None:
+def test_the_verdict_s_noise_is_unseen() -> None:
     model, attacks = Noisy(), []
 
     def attack(*arguments: Any, **keywords: Any) -> Tensor:
@@ -201,10 +200,7 @@ def test_the_verdict_s_noise_is_unseen_and_the_mean_code_stands_beside() -> None
     result = evaluate(model, X, Y, suite, Linf(0.02), seed=6)
     verdict = fold(6, "verdict")
     assert verdict in model.seeds and verdict not in attacks and len(set(attacks)) == len(attacks) == 20
-    assert result.mean_code is not None
-    assert torch.equal(result.mean_code.correct, Rowwise()(result.x_adv).argmax(1) == Y)
-    assert "mean code" in str(result) and "4 samples" in result.stages[0].robust.attack
-    assert evaluate(Rowwise(), X, Y, FGSM(), Linf(0.02)).mean_code is None
+    assert "4 samples" in result.stages[0].robust.attack
 
 
 def test_what_the_last_check_does_not_confirm() -> None:
@@ -222,7 +218,7 @@ def test_what_the_last_check_does_not_confirm() -> None:
 
     result = evaluate(Moody(), X, Y, nothing, Linf(0.1))
     assert result.unconfirmed == 45 and result.stages[0].broken == 0
-    assert torch.equal(result.robust.correct, result.clean.correct) and result.to_dict()["unconfirmed"] == 45
+    assert torch.equal(result.robust.correct, result.clean.correct)
     assert "unconfirmed: 45 of 50 images were broken at a first look and right at a second" in str(result)
     assert "unconfirmed" not in str(evaluate(Rowwise(), X, Y, nothing, Linf(0.1)))
 
@@ -351,7 +347,6 @@ def test_a_cache_is_not_shared(tmp_path: Path) -> None:
         {"batch_size": 7},
         {"after": Rate(torch.arange(50) < 40)},
         {"individually": True},
-        {"split": "validation"},
         {"keep": False},
     ):
         assert calls(**change) == 0, change
@@ -423,14 +418,10 @@ def test_what_cannot_be_identified_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_words() -> None:
-    result = evaluate(Rowwise(), X, Y, SUITE, Linf(0.02), split="validation")
+    result = evaluate(Rowwise(), X, Y, SUITE, Linf(0.02))
     text = str(result)
-    for part in ("50 images of the validation split", "l-inf ball of radius 0.02", "weak", "targeted", "broke", "all"):
+    for part in ("50 images", "l-inf ball of radius 0.02", "weak", "targeted", "broke", "all"):
         assert part in text
-    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert record["robust"]["value"] == result.robust.value and len(record["stages"]) == 4
-    assert record["stages"][1]["attacked"] == result.stages[1].attacked and record["mean_code"] is None
-    json.dumps(evaluate(Noisy(), X, Y, FGSM(), Linf(torch.full((50,), 0.02))).to_dict())
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import beta, binom, binomtest, norm
 
 from robrep.attacks import Linf, Square
 from robrep.book.exercises import check
-from robrep.smoothing import clopper_pearson_low
+from robrep.book.smoothing import clopper_pearson_low
 
 # --- reference solutions: what the folded cells of the chapter hold ---------------------------------------------------
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from robrep.book import figures
-from robrep.gaussians import Gaussian, entropic_wasserstein, optimal_coupling
+from robrep.book.smooth_encoders import optimal_coupling
+from robrep.gaussians import Gaussian, entropic_wasserstein
 
 
 def one(mean: float, variance: float) -> Gaussian:

@@ -109,17 +109,11 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROBREP_CACHE", str(tmp_path / "cache"))
     assert cache_root() == tmp_path / "cache"
     monkeypatch.delenv("ROBREP_CACHE")
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_root() == tmp_path / "xdg" / "robrep"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert cache_root() == tmp_path / ".cache" / "robrep"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_root() == tmp_path / "Library" / "Caches" / "robrep"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert cache_root() == tmp_path / "local" / "robrep"
 
 
 def test_user_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from robrep import foundation
 from robrep.attacks import PGD, Linf
+from robrep.book.cropd import load_diffusion_vae, new_diffusion_vae, new_vit_mae, with_lora
 from robrep.encoders import MaskedAutoEncoder
 from robrep.evaluation import evaluate
-from robrep.foundation import Chain, FrozenFoundation, Prepare, load_vit_mae, new_vit_mae, with_lora
+from robrep.foundation import Chain, FrozenFoundation, Prepare, load_vit_mae
 from robrep.heads import encode
 from robrep.objectives import classifier_objective, draws_noise, predict
 from robrep.random import fold
@@ -202,7 +203,7 @@ def test_a_missing_extra_says_how_to_get_it(saved: Path, monkeypatch: pytest.Mon
     with pytest.raises(ImportError, match=r"peft cannot be imported .* pip install 'robrep\[lora\]'"):
         with_lora(vit)
     with pytest.raises(ImportError, match=r"diffusers cannot be imported .* pip install 'robrep\[vae\]'"):
-        foundation.load_diffusion_vae()
+        load_diffusion_vae()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed (the extra 'lora')")
@@ -227,7 +228,7 @@ def test_diffusion_vae(tmp_path: Path) -> None:
     AutoencoderKL(
         down_block_types=down, up_block_types=up, block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2
     ).save_pretrained(tmp_path)
-    model, x = foundation.load_diffusion_vae(str(tmp_path), local_only=True), images(2, 3, 16).requires_grad_()
+    model, x = load_diffusion_vae(str(tmp_path), local_only=True), images(2, 3, 16).requires_grad_()
     out = model(x)
     assert out.shape == x.shape and torch.equal(model(x), out) and not model.training
     assert (torch.autograd.grad(out.sum(), x)[0] != 0).any()
@@ -238,12 +239,12 @@ def test_diffusion_vae(tmp_path: Path) -> None:
 def test_a_small_diffusion_vae_is_of_the_kind_that_is_loaded(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = foundation.new_diffusion_vae(1, (8, 16, 16)).eval()
+        small = new_diffusion_vae(1, (8, 16, 16)).eval()
     x = images(3, 1, 8)
     p = small.posterior(x)
     assert p.mean.shape == p.scale.shape == (3, 4, 2, 2) and (p.scale > 0).all()
     torch.testing.assert_close(small(x), small.decode(p.mean))
     small.model.save_pretrained(tmp_path)
-    assert torch.equal(foundation.load_diffusion_vae(str(tmp_path), local_only=True)(x), small(x))
+    assert torch.equal(load_diffusion_vae(str(tmp_path), local_only=True)(x), small(x))
     with pytest.raises(ValueError, match="widths is .*, expected at least one width, each a multiple of 8"):
-        foundation.new_diffusion_vae(1, (8, 12))
+        new_diffusion_vae(1, (8, 12))

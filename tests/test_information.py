@@ -12,9 +12,11 @@ from torch import nn
 
 from robrep.attacks import PGD, Adversary, Linf
 from robrep.book import worst_case_mi
+from robrep.book.early_stopping import train_head_stopped
 from robrep.book.worst_case_mi import (
     CriticOf,
     Neuron,
+    VectorCritic,
     WorstCaseCriticOf,
     correlated_gaussians,
     correlated_gaussians_ratio,
@@ -27,8 +29,7 @@ from robrep.book.worst_case_mi import (
     read_off,
     representation_vulnerability,
 )
-from robrep.early_stopping import train_head_stopped
-from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
+from robrep.encoders import Critic, InfoMaxEncoder, InfoMaxHead
 from robrep.encoders.infomax import Normalize, ResidualUnits
 from robrep.evaluation import robust_accuracy
 from robrep.heads import Classifier

@@ -12,9 +12,10 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from robrep import methods
 from robrep.attacks import PGD, Adversary, Linf
+from robrep.book.smooth_encoders import pair_log_normalizer
 from robrep.encoders import ConvDecoder, FlatConvEncoder, MeanCode, MLPDecoder, MLPEncoder, log_variance_code
 from robrep.gaussians import Gaussian, entropic_wasserstein, kl, standard_normal_like, wasserstein2
-from robrep.losses import negative_elbo, negative_se_elbo, pair_log_normalizer, prior_cross_entropy, squared_error
+from robrep.losses import negative_elbo, negative_se_elbo, prior_cross_entropy, squared_error
 from robrep.methods import GaussianVAE, SmoothEncoder, selection_attack
 from robrep.random import fold, noise
 from robrep.training import fit

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from robrep.attacks import L2, PGD
 from robrep.book.figures import accuracy_against_radius
+from robrep.book.smoothing import CHUNK, Smoothed, certified_accuracy, certify, clopper_pearson_low, votes
 from robrep.encoders import MLPHead
 from robrep.evaluation import adversarial_images, draws_noise
 from robrep.gaussians import Gaussian
 from robrep.heads import Classifier
 from robrep.random import uniform
-from robrep.smoothing import CHUNK, Smoothed, certified_accuracy, certify, clopper_pearson_low, votes
 
 X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(12)

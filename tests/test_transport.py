@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from scipy import linalg, optimize
 from torch import Tensor
 
-from robrep.gaussians import (
+from robrep.book.smooth_encoders import (
     FullGaussian,
-    Gaussian,
     entropic_wasserstein,
-    kl,
     matrix_sqrt,
     optimal_coupling,
-    standard_normal_like,
     wasserstein2,
 )
+from robrep.gaussians import Gaussian, kl, standard_normal_like
 
 QUICK = settings(deadline=None, max_examples=60, database=None, derandomize=True)
 GAMMAS = (1e-4, 1e-2, 0.3, 1.0, 20.0, 1e3, 1e4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from robrep.checks import may_look, nonnegative
 from robrep.random import Seed, fold, noise, uniform
 
 
-def check_count(name: str, value: Tensor, n: int) -> None:
-    if len(value) != n:
+def check_count(name: str, value: Any, n: int) -> None:
+    """Refuse a tensor of other than ``n`` rows."""
+    if isinstance(value, Tensor) and len(value) != n:
         raise ValueError(f"{name} has {len(value)} rows, expected {n}, one for each image")
 
 
@@ -25,10 +26,8 @@ def column(value: Tensor, x: Tensor) -> Tensor:
 
 def rows(value: float | Tensor, x: Tensor) -> float | Tensor:
     """A number as it is, one value for each image as a column."""
-    if not isinstance(value, Tensor):
-        return value
     check_count("eps", value, len(x))
-    return column(value, x)
+    return column(value, x) if isinstance(value, Tensor) else value
 
 
 def _norm(d: Tensor) -> Tensor:

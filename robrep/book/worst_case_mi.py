@@ -153,6 +153,50 @@ def fano_accuracy(nats: float, classes: int) -> float:
 # --- estimates ----------------------------------------------------------------------------------------------------
 
 
+class _Stacked(nn.Module):
+    """Independent linear layers side by side: (S, N, inputs) to (S, N, outputs)."""
+
+    def __init__(self, copies: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        limit = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(copies, inputs, outputs).uniform_(-limit, limit))
+        self.bias = nn.Parameter(torch.empty(copies, 1, outputs).uniform_(-limit, limit))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, rows, self.weight)
+
+
+class VectorCritic(nn.Module):
+    """Two perceptrons with linear shortcuts and a dot product, T(x, z) = <a(x), b(z)>, for vectors.
+
+    Args:
+        dim_x, dim_z: lengths of x and z.
+        units: length of a(x) and b(z).
+        width: units of the hidden layers.
+        copies: S, independent critics trained side by side, each on pairs of its own (a study over seeds in one go).
+
+    Shapes: (N, dim_x) and (M, dim_z), or (N, S, dim_x) and (M, S, dim_z), to scores (S, N, M).
+    """
+
+    def __init__(self, dim_x: int, dim_z: int, *, units: int = 32, width: int = 128, copies: int = 1) -> None:
+        super().__init__()
+        self.copies, self.scale = positive_int("copies", copies), math.sqrt(positive_int("units", units))
+
+        def net(dim: int) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for inputs, outputs in ((dim, width), (width, width)):
+                layers += [_Stacked(copies, inputs, outputs), nn.ReLU()]
+            return nn.Sequential(*layers, _Stacked(copies, width, units))
+
+        self.a, self.b = net(positive_int("dim_x", dim_x)), net(positive_int("dim_z", dim_z))
+        self.skip_a, self.skip_b = _Stacked(copies, dim_x, units), _Stacked(copies, dim_z, units)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x, z = (v.reshape(len(v), self.copies, -1).transpose(0, 1) for v in (x, z))
+        a, b = self.a(x) + self.skip_a(x), self.b(z) + self.skip_b(z)
+        return a @ b.mT / self.scale
+
+
 class CriticOf(nn.Module):
     """The neural estimator of mutual information (MINE): only the critic learns, on pairs (x, z) that stay as they are.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robrep.encoders.infomax import Critic, InfoMaxEncoder, InfoMaxHead, VectorCritic
+from robrep.encoders.infomax import Critic, InfoMaxEncoder, InfoMaxHead
 from robrep.encoders.mae import MAE_SETTINGS, Halves, LatentCode, MaskedAutoEncoder
 from robrep.encoders.preact import NormMLP, PreActResNet
 from robrep.encoders.resnets import Projector, ResNetEncoder
@@ -23,6 +23,6 @@ from robrep.encoders.small import (
 __all__ = [
     "MAE_SETTINGS", "ConvDecoder", "ConvEncoder", "Critic", "FlatConvEncoder", "Halves",
     "InfoMaxEncoder", "InfoMaxHead", "LatentCode", "MLPDecoder", "MLPEncoder", "MLPHead", "MaskedAutoEncoder",
-    "MeanCode", "NormMLP", "PooledConv", "PreActResNet", "Projector", "ResNetEncoder", "VectorCritic", "he_init",
+    "MeanCode", "NormMLP", "PooledConv", "PreActResNet", "Projector", "ResNetEncoder", "he_init",
     "log_variance_code", "start_certain",
 ]  # fmt: skip

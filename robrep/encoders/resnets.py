@@ -28,7 +28,6 @@ class ResNetEncoder(nn.Module):
         dim: D, the dimension of the Gaussian; None for as many as there are features (512 at depths 18 and 34, 2,048 at
             50, for width 64), as in Nguyen et al. 2022. A plain code has the features' dimension.
         channels: channels of the images.
-        small: the stem for small images; False gives ImageNet's, 7 x 7 with stride 2 and a max pool.
         min_scale: added to the scale, which keeps the KL divergence finite.
         recompute: keep only what goes into each residual block for the backward pass, and compute the rest again there
             (Chen et al. 2016): it keeps less than a third of the numbers, for one more forward pass. Gradients and
@@ -48,7 +47,6 @@ class ResNetEncoder(nn.Module):
         width: int = 64,
         dim: int | None = None,
         channels: int = 3,
-        small: bool = True,
         min_scale: float = 1e-4,
         recompute: bool = False,
     ) -> None:
@@ -60,10 +58,7 @@ class ResNetEncoder(nn.Module):
         kind, blocks = DEPTHS[depth]
         block: Any = getattr(resnet, kind)
         positive_int("width", width), positive_int("channels", channels)
-        stem: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, padding=1, bias=False)]
-        if not small:
-            stem = [nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)]
-        stem += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)] + ([] if small else [nn.MaxPool2d(3, 2, padding=1)])
+        stem = nn.Conv2d(channels, width, 3, 1, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         before, stages = width, []
         for stage, count in enumerate(blocks):
             planes = width * 2**stage

@@ -209,7 +209,28 @@ def start_certain(code: nn.Linear) -> None:
         code.bias[dim:].fill_(-3.0)
 
 
-class MLPEncoder(nn.Module):
+class LogVarianceEncoder(nn.Module):
+    """A network and a linear layer that gives means and log-variances: images (N, C, H, W) to a ``Gaussian`` (N, D).
+
+    Args:
+        net: images to features.
+        features: how many there are.
+        dim: D, the dimension of the code.
+    """
+
+    gaussian = True
+
+    def __init__(self, net: nn.Sequential, features: int, dim: int) -> None:
+        super().__init__()
+        self.dim, self.net, self.code = positive_int("dim", dim), net, nn.Linear(features, 2 * dim)
+        he_init(self)
+        start_certain(self.code)
+
+    def forward(self, x: Tensor) -> Gaussian:
+        return log_variance_code(self.code(self.net(x)))
+
+
+class MLPEncoder(LogVarianceEncoder):
     """A multi-layer perceptron with a Gaussian code: the encoder of Cemgil et al. 2019.
 
     Args:
@@ -217,23 +238,13 @@ class MLPEncoder(nn.Module):
         dim: D, the dimension of the code (32, 64 or 128 in the paper).
         widths: units of the ReLU layers (four times 200 in the paper).
 
-    Shapes: images (N, C, H, W) in [0, 1] to a ``Gaussian`` (N, D): its last layer gives means and log-variances.
+    Shapes: images (N, C, H, W) in [0, 1] to a ``Gaussian`` (N, D).
     """
-
-    gaussian = True
 
     def __init__(
         self, shape: tuple[int, int, int], dim: int = 32, *, widths: Sequence[int] = (200, 200, 200, 200)
     ) -> None:
-        super().__init__()
-        self.dim = positive_int("dim", dim)
-        self.net = nn.Sequential(nn.Flatten(), *_dense([math.prod(shape), *widths]))
-        self.code = nn.Linear(widths[-1], 2 * dim)
-        he_init(self)
-        start_certain(self.code)
-
-    def forward(self, x: Tensor) -> Gaussian:
-        return log_variance_code(self.code(self.net(x)))
+        super().__init__(nn.Sequential(nn.Flatten(), *_dense([math.prod(shape), *widths])), widths[-1], dim)
 
 
 class MLPDecoder(nn.Module):
@@ -260,7 +271,7 @@ def _dense(widths: Sequence[int]) -> list[nn.Module]:
     return [layer for before, after in pairs for layer in (nn.Linear(before, after), nn.ReLU())]
 
 
-class FlatConvEncoder(nn.Module):
+class FlatConvEncoder(LogVarianceEncoder):
     """Convolutions with ReLUs and a linear layer on all that is left: the ConvNet encoder of Cemgil et al. 2019.
 
     The paper gives four layers of 200 units; kernels (3 x 3) and strides are ours. :class:`ConvDecoder` with the widths
@@ -278,8 +289,6 @@ class FlatConvEncoder(nn.Module):
         ValueError: as many strides as widths are needed.
     """
 
-    gaussian = True
-
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -288,15 +297,8 @@ class FlatConvEncoder(nn.Module):
         widths: Sequence[int] = (200, 200, 200, 200),
         strides: Sequence[int] = (2, 2, 1, 1),
     ) -> None:
-        super().__init__()
-        self.dim = positive_int("dim", dim)
         channels, height, width = shape
-        self.net = nn.Sequential(*_convolutions(channels, widths, strides), nn.Flatten())
+        net = nn.Sequential(*_convolutions(channels, widths, strides), nn.Flatten())
         for stride in strides:
             height, width = -(-height // stride), -(-width // stride)
-        self.code = nn.Linear(widths[-1] * height * width, 2 * dim)
-        he_init(self)
-        start_certain(self.code)
-
-    def forward(self, x: Tensor) -> Gaussian:
-        return log_variance_code(self.code(self.net(x)))
+        super().__init__(net, widths[-1] * height * width, dim)

@@ -12,10 +12,8 @@ from robrep.methods.byorl import BYOL, BYORL, ema_rate
 from robrep.methods.cropd import (
     AdversarialReconstruction,
     CRoPD,
-    MaskedPretraining,
     MixedHead,
     Reconstruction,
-    VariationalReconstruction,
     pixel_error,
 )
 from robrep.methods.simclr_urkle import RoCL, SimCLR, SimCLRUrkle
@@ -26,8 +24,8 @@ from robrep.methods.worst_case_mi import InfoMax, WorstCaseInfoMax, information_
 
 __all__ = [
     "AETRADES", "AdversarialReconstruction", "BYOL", "BYORL", "TRADES", "VAE", "AdversarialTraining", "Augmented",
-    "CRoPD", "GaussianVAE", "InfoMax", "MaskedPretraining", "MixedHead", "RoCL", "SimCLR",
+    "CRoPD", "GaussianVAE", "InfoMax", "MixedHead", "RoCL", "SimCLR",
     "SimCLRUrkle", "SmoothEncoder", "Supervised", "Terms", "VAEUrkle", "Reconstruction",
-    "VariationalReconstruction", "WorstCaseInfoMax", "ema_rate", "information_attack",
+    "WorstCaseInfoMax", "ema_rate", "information_attack",
     "pixel_error", "selection_attack", "urkle",
 ]  # fmt: skip

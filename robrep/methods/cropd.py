@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,9 @@ from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative
 from robrep.contrastive import adversarial_contrast
 from robrep.encoders import MaskedAutoEncoder
-from robrep.foundation import LatentDiffusionVAE, Prepare, ViTMAE
-from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.losses import cross_entropy, squared_error
 from robrep.methods.supervised import Terms
-from robrep.random import Seed, fold, noise, uniform
+from robrep.random import Seed, fold
 
 
 def pixel_error(output: Tensor, x: Tensor) -> Tensor:
@@ -178,42 +175,6 @@ class AdversarialReconstruction(Reconstruction):
         )  # fmt: skip
 
 
-class VariationalReconstruction(Reconstruction):
-    r"""Reconstruct the image from a noisy code with a very small weight on the prior, as the VAE of a latent diffusion.
-
-    .. math:: \mathrm{MSE}(h(z), x) + \frac{\beta}{d} \mathrm{KL}[p(z|x) \,\|\, N(0, I)], \quad z \sim p(z|x)
-
-    with d the number of values in an image. As a pre-processor the auto-encoder decodes the mean code.
-
-    Args:
-        autoencoder: a :class:`~robrep.foundation.LatentDiffusionVAE`.
-        weight: beta, at least 0.
-        augment: as for :class:`Reconstruction`.
-
-    Raises:
-        ValueError: ``weight`` is negative.
-
-    Source: Rombach et al. 2022, whose "KL-reg." has a weight of about 1e-6. Their further terms, a perceptual loss and
-    a discriminator, are left out.
-    """
-
-    def __init__(
-        self, autoencoder: LatentDiffusionVAE, *, weight: float = 1e-6, augment: Augmentation | None = None
-    ) -> None:
-        super().__init__(autoencoder, augment)
-        self.weight = nonnegative("weight", weight)
-
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
-        x = self.view(x, ids, seed)
-        p = self.autoencoder.posterior(x)
-        z = p.sample(noise(fold(seed, "z"), ids, p.mean.shape[1:]))
-        flat = Gaussian(p.mean.flatten(1), p.scale.flatten(1))
-        return {
-            "reconstruction": pixel_error(self.autoencoder.decode(z), x).mean(),
-            "prior": self.weight * kl(flat, standard_normal_like(flat)).mean() / x[0].numel(),
-        }
-
-
 class MixedHead(nn.Module):
     """Train a classifier half on clean and half on attacked images: the paper's "robust" head.
 
@@ -237,27 +198,3 @@ class MixedHead(nn.Module):
         )
         clean, adversarial = (cross_entropy(self.classifier(v), y).mean() for v in (x, x_adv))
         return {"clean": 0.5 * clean, "adversarial": 0.5 * adversarial}
-
-
-class MaskedPretraining(nn.Module):
-    """Pre-train a small foundation model: predict the pixels of hidden patches from the visible ones (He et al. 2022).
-
-    (seed, id) decides which patches are hidden.
-
-    Args:
-        model: a ``transformers.ViTMAEForPreTraining``, for example from :func:`robrep.foundation.new_vit_mae`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.prepare = Prepare(model.config.image_size, model.config.num_channels)
-
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
-        patches = self.model.vit.embeddings.patch_embeddings.num_patches
-        order = uniform(fold(seed, "mask"), ids, (patches,)).to(x.device)
-        return {"masked": self.model(self.prepare(x), noise=order).loss}
-
-    def foundation(self, token: Literal["cls", "mean"] = "cls", mask_ratio: float = 0.0) -> ViTMAE:
-        """A copy of the encoder as a foundation model; later training does not change it."""
-        return ViTMAE(copy.deepcopy(self.model.vit), token=token, mask_ratio=mask_ratio).eval()

@@ -23,7 +23,7 @@ class SimCLR(nn.Module):
         encoder: maps images to codes, a tensor (N, D) or a ``Gaussian``, which is sampled once for each view.
         projector: maps codes to the vectors that NT-Xent compares.
         augment: ``augment(x, ids, seed)``, see :mod:`robrep.augmentations`.
-        temperature, denominator, detach_keys: as for :func:`robrep.contrastive.nt_xent`.
+        temperature, denominator: as for :func:`robrep.contrastive.nt_xent`.
     """
 
     def __init__(
@@ -34,12 +34,10 @@ class SimCLR(nn.Module):
         *,
         temperature: float = 0.5,
         denominator: Denominator = "all_but_self",
-        detach_keys: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.augment = encoder, projector, augment
-        self.temperature, self.detach_keys = temperature, detach_keys
-        self.denominator: Denominator = denominator
+        self.temperature, self.denominator = temperature, denominator
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor, seed: Seed) -> Terms:
         views, view_ids = self.views(x, ids, seed)
@@ -60,7 +58,7 @@ class SimCLR(nn.Module):
 
     def nt_xent(self, views: tuple[Tensor, ...]) -> Tensor:
         """NT-Xent with this method's settings: n views of shape (N, D) to (N,)."""
-        return nt_xent(views, self.temperature, denominator=self.denominator, detach_keys=self.detach_keys)
+        return nt_xent(views, self.temperature, denominator=self.denominator)
 
 
 class RoCL(SimCLR):
@@ -74,7 +72,7 @@ class RoCL(SimCLR):
         attack, threat: the search for the adversary, and the set in which it stays.
         weight: weight of the further term, at least 0. RoCL's code has 1 / 256 beside a loss that is summed over an
             anchor's two positives; beside their mean, that is 1 / 512.
-        settings: ``temperature``, ``denominator`` and ``detach_keys`` of :class:`SimCLR`.
+        settings: ``temperature`` and ``denominator`` of :class:`SimCLR`.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ class SimCLRUrkle(SimCLR):
         projector, augment: as for :class:`SimCLR`.
         attack, threat: the search for the adversaries, and the set in which each stays.
         beta_robust: weight of the regularizer, at least 0.
-        settings: ``temperature``, ``denominator`` and ``detach_keys`` of :class:`SimCLR`.
+        settings: ``temperature`` and ``denominator`` of :class:`SimCLR`.
     """
 
     def __init__(

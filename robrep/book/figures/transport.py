@@ -23,7 +23,8 @@ from robrep.book.figures.base import (
     styles,
     wash,
 )
-from robrep.gaussians import Gaussian, entropic_wasserstein, optimal_coupling, wasserstein2
+from robrep.book.smooth_encoders import optimal_coupling
+from robrep.gaussians import Gaussian, entropic_wasserstein, wasserstein2
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -138,7 +138,7 @@ def votes(
         n: votes for each image.
         ids: int64 (N,), naming the images' random streams; 0 ... N - 1 if None.
         seed: seed of the streams.
-        batch_size: noisy images in a pass; None for what the memory holds (500 on a CPU). It does not change the
+        batch_size: noisy images in a pass; None for 500 on a CPU and 2,048 on a GPU. It does not change the
             result, up to the model's own rounding.
         progress: a name for the count, shown with the number of images done; None for silence.
 
@@ -155,7 +155,7 @@ def votes(
     if ids.shape != (len(x),):
         raise ValueError(f"ids has shape {tuple(ids.shape)}, expected ({len(x)},), one for each image")
     device, counts = device_of(model), []
-    batches = Batches(model, x, device, batch_size)
+    batches = Batches(device, batch_size)
     with Progress(progress or "", len(x), "image", show=progress is not None) as bar, attack_mode(model):
         for at in torch.arange(len(x)).split(max(1, batches.size // CHUNK)):
             images = images_of(x, at).to(device)
