@@ -55,12 +55,14 @@ def one_of(name: str, value: str, options: Iterable[str]) -> str:
 
 
 def positive_int(name: str, value: Any) -> int:
-    """Return ``value`` as an ``int`` if it is an integer of at least 1, of Python or numpy.
+    """Return ``value`` as an ``int`` if it is an integer of at least 1, of Python, numpy or torch.
 
     Raises:
         TypeError: it is not an integer.
         ValueError: it is below 1.
     """
+    if isinstance(value, Tensor) and value.ndim == 0 and may_look(value):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}, expected an integer of at least 1")
     if value < 1:

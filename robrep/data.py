@@ -3,7 +3,8 @@
 ``load(name)`` gives a :class:`Dataset`. ``digits`` and ``colour-digits`` come with scikit-learn and need no download;
 every other set is kept as ``<root>/<name>.npz`` (``x_train, y_train, x_test, y_test``; images uint8, N x C x H x W;
 labels uint8) and is made from torchvision's checked download the first time. ``<root>`` is the argument, else
-``$ROBREP_DATA``, else a per-user cache folder.
+``$ROBREP_DATA``, else a per-user cache folder. ``image_folder`` puts a folder of image files, such as ImageNet, behind
+the same attributes without ever holding it in memory.
 
 Every choice is made on the validation split, which is cut out of the original training images by a fixed seed; test
 images are the original's and never mix with the others. STL-10's 100,000 unlabelled images are not loaded.
@@ -21,10 +22,11 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +40,12 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
+HASHED_BYTES = 2 << 30  # up to this size a folder is known by its contents, above it by its files' sizes
+T = TypeVar("T")
 IMAGENETTE_SIZE = 128  # pixels; the '160px' originals vary in shape, so they are resized and cropped once, when written
 
 _DIGITS = tuple("0123456789")
@@ -84,21 +92,20 @@ _ORIGINALS = {
     "stl10": _Original("STL10", _STL10, (3, 96, 96), 5_000, 8_000, 500),
     "imagenette": _Original("Imagenette", _IMAGENETTE, (3, IMAGENETTE_SIZE, IMAGENETTE_SIZE), 9_469, 3_925, 500),
 }
-# SHA-256 of the first 1,000 images or labels of an original. MNIST's training images are compared with their values of
-# 1 read as 0, since a widespread copy has them so.
-_FIRST = 1_000
+# SHA-256 of the first n images or labels of an original, by n. MNIST's training images are compared with their values
+# of 1 read as 0, since a widespread copy has them so.
 _KNOWN = {
     "mnist": {
-        "x_train": "1da75b6e139fa48b",
-        "y_train": "b03ead2884240483",
-        "x_test": "f8f3c5a608a9f7d4",
-        "y_test": "d14ba0a1a3818ede",
+        "x_train": {60_000: "ee6f6a0d560ca423", 1_000: "1da75b6e139fa48b"},
+        "y_train": {60_000: "1feba77c54802fa5", 1_000: "b03ead2884240483"},
+        "x_test": {10_000: "6d87418db22cc802", 1_000: "f8f3c5a608a9f7d4"},
+        "y_test": {10_000: "ddeff807876a9661", 1_000: "d14ba0a1a3818ede"},
     },
     "cifar10": {
-        "x_train": "29afc5d98b6b245b",
-        "y_train": "b8cafe516962919f",
-        "x_test": "f167149948fc8fe0",
-        "y_test": "636a087e604331a0",
+        "x_train": {50_000: "9d5c2eddadb0deff", 1_000: "29afc5d98b6b245b"},
+        "y_train": {50_000: "2b7cd2f244873176", 1_000: "b8cafe516962919f"},
+        "x_test": {1_000: "f167149948fc8fe0"},
+        "y_test": {1_000: "636a087e604331a0"},
     },
 }
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
@@ -121,7 +128,7 @@ class Dataset:
     Attributes:
         name: as given to :func:`load`.
         classes: class names; label k is ``classes[k]``.
-        x_train, x_val, x_test: uint8, N x C x H x W, 0 ... 255.
+        x_train, x_val, x_test: uint8, N x C x H x W, 0 ... 255; a :class:`FolderImages` where images stay on disk.
         y_train, y_val, y_test: int64, (N,).
         note: what differs from the original data set, to be printed beside any number; "" if nothing does.
         tasks: the sets of labels, by name, where there is more than one (the colour sets: "digit", "colour").
@@ -129,11 +136,11 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    x_train: Tensor
+    x_train: Tensor | FolderImages
     y_train: Tensor
-    x_val: Tensor
+    x_val: Tensor | FolderImages
     y_val: Tensor
-    x_test: Tensor
+    x_test: Tensor | FolderImages
     y_test: Tensor
     note: str = ""
     tasks: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
@@ -146,12 +153,18 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """12 hex digits of a SHA-256 of all images and labels."""
+        """12 hex digits of a SHA-256 of all images and labels; images on disk give their own fingerprint.
+
+        Raises:
+            TypeError: the images are neither a tensor nor a container with a ``fingerprint``.
+        """
         h = hashlib.sha256()
         for key in (f"{kind}_{split}" for split in SPLITS for kind in "xy"):
             value = getattr(self, key)
+            if not isinstance(value, Tensor) and not hasattr(value, "fingerprint"):
+                raise TypeError(f"{key} is a {type(value).__name__}, expected a tensor or an object with a fingerprint")
             h.update(f"{key}{tuple(value.shape)}".encode())
-            h.update(value.contiguous().numpy().data)
+            h.update(value.contiguous().numpy().data if isinstance(value, Tensor) else str(value.fingerprint).encode())
         return h.hexdigest()[:12]
 
     def images(self, split: str, index: Tensor | slice = slice(None)) -> Tensor:
@@ -184,11 +197,15 @@ class Dataset:
 
         Raises:
             ValueError: ``size`` is not positive.
+            TypeError: the images stay on disk.
         """
         from torchvision.transforms.v2 import functional as transforms
 
         positive_int("size", size)
         arrays = {f"x_{split}": getattr(self, f"x_{split}") for split in SPLITS}
+        for name, x in arrays.items():
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} is a {type(x).__name__}, expected a tensor of images to resize")
         note = f"{'; ' * bool(self.note)}resized to {size} x {size}" if self.shape[1:] != (size, size) else ""
         small = {name: transforms.resize(x, [size, size], antialias=True) for name, x in arrays.items()}
         return dataclasses.replace(self, note=self.note + note, **small)
@@ -256,8 +273,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
     changed, notes = _changed(name, arrays), []
     for split, have, all_of_them in (("train", len(x), original.train), ("test", len(x_test), original.test)):
         if have < all_of_them:
-            first = "first " if name in _KNOWN and have >= _FIRST and not changed else ""
-            notes.append(f"{first}{have:,} of {all_of_them:,} {split} images")
+            known = min(_KNOWN.get(name, {}).get(f"x_{split}", {}), default=all_of_them)
+            notes.append(f"{'first ' * (known <= have and not changed)}{have:,} of {all_of_them:,} {split} images")
     if name == "mnist" and len(x) == original.train and not (x == 1).any():  # the original has about 1 in 2,000
         notes.append("train pixels of value 1 read 0")
     if changed:
@@ -320,6 +337,198 @@ def label_subset(
     return torch.from_numpy(np.sort(order[:count]))
 
 
+class FolderImages:
+    """Images of a folder, decoded when indexed: ``x[index]`` is a uint8 tensor N x 3 x size x size.
+
+    Stands where a uint8 tensor would: it has ``shape``, ``dtype``, ``len`` and takes an integer, slice, list, or
+    integer or boolean tensor as index. Files are decoded in threads; nothing is kept.
+
+    Grey images give three equal channels, and 16-bit ones are scaled to 8 bits. The orientation that a camera wrote
+    down (EXIF) is applied, a transparent image is composited on black, and CMYK is converted as Pillow does. Images
+    whose range of values is unknown (32-bit integers and floats) and animations are refused, by the file's name.
+
+    Args:
+        root: the folder.
+        files: paths of images, relative to ``root``.
+        size: pixels of the square that is cropped from the centre.
+        resize: pixels that the shorter side is resized to before; default ``size``.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, root: Path, files: Sequence[str], size: int, resize: int | None = None) -> None:
+        self.root, self.files, self.size, self.resize = root, list(files), size, resize or size
+        self.shape = (len(self.files), 3, size, size)
+        self._all = torch.arange(len(self.files))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        """Decode some images: uint8, N x 3 x size x size, or 3 x size x size for one integer.
+
+        Raises:
+            IndexError: out of range.
+            OSError: a file is missing or is no readable image, by name.
+        """
+        chosen = self._all[index]
+        out = torch.empty(chosen.numel(), *self.shape[1:], dtype=torch.uint8)
+        with _threads() as pool:
+            for row, image in zip(out, pool.map(self._decode, chosen.flatten().tolist()), strict=True):
+                row.copy_(torch.from_numpy(image))
+        return out.reshape(*chosen.shape, *self.shape[1:])
+
+    def check(self) -> None:
+        """Look at every file's header, so that a file which cannot be used is found before a training, not in it.
+
+        Raises:
+            OSError: a file is missing, is no image or is one that cannot be read, by name. A file that is cut short
+                after its header is found when it is decoded.
+        """
+        with _threads() as pool:
+            for _ in pool.map(lambda file: _opened(self.root / file, lambda image: None), self.files):
+                pass
+
+    def _decode(self, i: int) -> np.ndarray:
+        return _opened(self.root / self.files[i], lambda image: _square(image, self.size, self.resize))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 of the crop and of all files' names and contents; caches are keyed on it.
+
+        Of more than ``HASHED_BYTES`` of files, the sizes stand for the contents.
+        """
+        paths = [self.root / file for file in self.files]
+        with _threads() as pool:
+            sizes = list(pool.map(lambda path: path.stat().st_size, paths))
+            content = map(str, sizes) if sum(sizes) > HASHED_BYTES else pool.map(_file_hash, paths)
+            lines = [f"{self.size} {self.resize}", *map("\0".join, zip(self.files, content, strict=True))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def image_folder(
+    root: str | os.PathLike[str],
+    size: int = 224,
+    *,
+    resize: int | None = None,
+    val: int = 10_000,
+    test: str = "val",
+    check: bool = True,
+) -> Dataset:
+    """A data set of image files, decoded when indexed: ImageNet at full scale.
+
+    Expects ``<root>/train/<class>/<image>`` and ``<root>/<test>/<class>/<image>``. Classes are the folders' names,
+    sorted; files without the suffix of an image and hidden files and folders are ignored. :class:`FolderImages` says
+    how an image is read. The validation split is cut out of train, since papers report on ImageNet's own ``val``. Index
+    before asking for floats: ``d.images("train")`` decodes everything.
+
+    Args:
+        root: the folder.
+        size: images are centre-cropped to ``size`` x ``size`` pixels, RGB.
+        resize: pixels of the shorter side before that, at least ``size``; default ``size`` (ImageNet usually 256).
+        val: validation images, at most a sixth of the training images.
+        test: name of the folder with the test images.
+        check: look at every file's header now (see :meth:`FolderImages.check`): for ImageNet, some minutes.
+
+    Raises:
+        FileNotFoundError: a folder is missing, or has no classes, or a class has no images.
+        ValueError: the two folders are one, or hold different classes, or one class only, or there are fewer than 6
+            training images.
+        OSError: a file that has the suffix of an image cannot be read as one, by name.
+    """
+    positive_int("size", size), positive_int("val", val)
+    if resize is not None and positive_int("resize", resize) < size:
+        raise ValueError(f"resize is {resize}, expected at least size, {size}")
+    root = Path(root).expanduser()
+    if test == "train":
+        raise ValueError("test is 'train', expected another folder, whose images are not trained on")
+    for part in ("train", test):
+        if not (root / part).is_dir():
+            raise FileNotFoundError(f"{root} has no folder {part!r}, expected {part}/<class>/<image>")
+    train, held = _listed(root, "train"), _listed(root, test)
+    if differ := sorted(set(train) ^ set(held)):
+        raise ValueError(f"{root}: folders 'train' and {test!r} hold different classes, among them {differ[0]!r}")
+    if len(train) == 1:
+        raise ValueError(
+            f"{root} has the class {next(iter(train))!r} only, expected at least two, since every classifier would be "
+            "right (data.FolderImages reads images without labels)"
+        )
+
+    def cut(listed: Mapping[str, list[str]], index: np.ndarray | None = None) -> tuple[FolderImages, Tensor]:
+        files = [file for some in listed.values() for file in some]
+        y = torch.arange(len(listed)).repeat_interleave(torch.tensor([len(some) for some in listed.values()]))
+        chosen = range(len(files)) if index is None else index.tolist()
+        images = FolderImages(root, [files[i] for i in chosen], size, resize)
+        if check:
+            images.check()
+        return images, y[list(chosen)]
+
+    kept, chosen = _split(sum(map(len, train.values())), val)
+    return Dataset(root.name, tuple(train), *cut(train, kept), *cut(train, chosen), *cut(held))
+
+
+def _listed(root: Path, part: str) -> dict[str, list[str]]:
+    """The image files of each class in ``root / part``, relative to ``root``, all sorted."""
+    found = {}
+    for folder in sorted(path for path in (root / part).iterdir() if path.is_dir() and path.name[0] != "."):
+        files = [Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names]
+        names = [file.relative_to(root) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        found[folder.name] = sorted(n.as_posix() for n in names if not any(p.startswith(".") for p in n.parts))
+        if not found[folder.name]:
+            raise FileNotFoundError(f"{folder} holds no image, expected files such as 1.png or 1.jpg in every class")
+    if not found:
+        raise FileNotFoundError(f"{root / part} has no folder of a class, expected {part}/<class>/<image>")
+    return found
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # image decoders release the interpreter lock
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path, use: Callable[[Image], T]) -> T:
+    """What ``use`` makes of the image in ``path``; whatever Pillow finds wrong with it becomes one OSError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if problem := _unreadable(image):
+                raise ValueError(problem)
+            return use(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise a dozen types
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _unreadable(image: Image) -> str:
+    """What keeps an opened image from being used, in words; "" if nothing does."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # what cameras write: a photograph, then its smaller copies
+        return f"it has {frames} frames, expected one image"
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floating-point values" if image.mode == "F" else "32-bit integers"
+        return f"it holds {kind}, whose range is unknown; save it with 8 or 16 bits a channel"
+    return ""
+
+
+def _rgb(image: Image) -> Image:
+    """An image of any mode that :func:`_unreadable` lets through as 8-bit RGB, turned as its camera was held."""
+    from PIL import Image as PIL
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, under one of several names; 65535 = 255 * 257
+        return PIL.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = PIL.alpha_composite(PIL.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def _random(*key: int) -> np.random.RandomState:
     # numpy promises never to change this stream, so that a split is the same with every version of every package
     key = tuple(map(operator.index, key))  # a numpy integer of 32 bits cannot be shifted by as many
@@ -376,9 +585,10 @@ def _tinted(name: str, grey: Dataset) -> Dataset:
 
 
 def _square(image: Image, size: int, resize: int) -> np.ndarray:
-    """Shorter side to ``resize`` pixels (bilinear, antialiased), centre crop; RGB image to uint8, 3 x size x size."""
+    """Shorter side to ``resize`` pixels (bilinear, antialiased), centre crop: uint8, 3 x size x size, RGB."""
     from PIL.Image import Resampling
 
+    image = _rgb(image)
     scale = resize / min(image.size)
     width, height = (max(resize, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
@@ -390,10 +600,12 @@ def _changed(name: str, arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Which arrays do not begin as those of the original do, as far as it is known here."""
     changed = []
     for key, known in _KNOWN.get(name, {}).items():
-        part = arrays[key][:_FIRST]
-        part = np.where(part == 1, np.uint8(0), part) if (name, key) == ("mnist", "x_train") else part
-        if len(part) == _FIRST and hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()[:16] != known:
-            changed.append(key)
+        for n in (n for n in known if n <= len(arrays[key])):
+            part = arrays[key][:n]
+            part = np.where(part == 1, np.uint8(0), part) if (name, key) == ("mnist", "x_train") else part
+            if hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()[:16] != known[n]:
+                changed.append(key)
+            break  # the longest beginning says all
     return changed
 
 
@@ -446,7 +658,10 @@ def _download(name: str, original: _Original, folder: Path, path: Path) -> dict[
     # a dead line is an OSError without one of the local numbers, a dead mirror or a wrong checksum a RuntimeError
     except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in _LOCAL:
-            raise
+            raise OSError(
+                error.errno,
+                f"{what} cannot be written there ({error.strerror}); make room or choose another folder by ROBREP_DATA",
+            ) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConnectionError(
             f"{what} could not be downloaded ({reason}); connect to the network and try again, or point ROBREP_DATA at "

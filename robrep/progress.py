@@ -1,16 +1,37 @@
-"""What is shown while something runs."""
+"""What is shown while something runs, and what a console can show."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+import unicodedata
+
+_PLAIN = {"✓": "+", "✗": "x", "–": "-", "−": "-", "±": "+-", "×": "x", "ε": "eps", "→": "->", "≤": "<=", "≥": ">="}
 
 
 def in_notebook() -> bool:
     """Whether this code runs in a notebook's kernel, unless ``ROBREP_BATCH`` in the environment marks a batch run
     (papermill, CI)."""
     return bool({"ipykernel", "google.colab"} & set(sys.modules)) and not os.environ.get("ROBREP_BATCH")
+
+
+def printable(text: str) -> str:
+    """``text`` as standard output can show it: signs that its encoding lacks become plain ones, "✓" a "+" in ASCII."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        return "".join(_shown(sign, encoding) for sign in text)
+
+
+def _shown(sign: str, encoding: str) -> str:
+    for candidate in (sign, _PLAIN.get(sign, ""), unicodedata.normalize("NFKD", sign)):
+        kept = candidate.encode(encoding, "ignore").decode(encoding)
+        if kept:
+            return kept
+    return "?"
 
 
 class Progress:

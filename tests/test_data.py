@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -22,7 +23,7 @@ import torchvision.datasets
 from PIL import Image
 
 from robrep import data
-from robrep.data import as_float, label_subset, load
+from robrep.data import FolderImages, as_float, image_folder, label_subset, load
 
 
 def arrays_of(name: str, train: int = 30, test: int = 7) -> dict[str, np.ndarray]:
@@ -478,6 +479,7 @@ def test_imagenette_is_resized_and_centre_cropped():
     wide[:, 80:240] = 200  # the middle square
     out = data._square(Image.fromarray(wide), 128, 128)
     assert out.shape == (3, 128, 128) and out.dtype == np.uint8 and (out[:, :, 2:-2] == 200).all()
+    assert data._square(Image.fromarray(wide[:, :, 0]), 128, 128).shape == (3, 128, 128)  # grey images become RGB
     assert data._square(Image.fromarray(wide[:33, :49]), 24, 32).shape == (3, 24, 24)
 
 
@@ -563,6 +565,275 @@ def test_an_unwritable_folder_without_the_file_is_refused(tmp_path, monkeypatch)
         load("mnist", tmp_path / "file")
 
 
+# ---- folders of images
+
+
+def paint(root: Path, part: str, label: str, count: int, size=(20, 30), mode="RGB") -> None:
+    rng = np.random.default_rng(hash_of(part, label))
+    folder = root / part / label
+    folder.mkdir(parents=True)
+    for i in range(count):
+        shape = size if mode == "L" else (*size, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+def hash_of(*parts: str) -> int:
+    return int(hashlib.sha256("/".join(parts).encode()).hexdigest()[:8], 16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    paint(root, "train", "cat", 7)
+    paint(root, "train", "dog", 6, size=(24, 16), mode="L")
+    paint(root, "val", "cat", 2)
+    paint(root, "val", "dog", 3)
+    return root
+
+
+def test_image_folder_has_the_attributes_of_a_dataset(folder):
+    d = image_folder(folder, 16)
+    assert d.name == "pictures" and d.classes == ("cat", "dog") and d.shape == (3, 16, 16)
+    assert (len(d.x_train), len(d.x_val), len(d.x_test)) == (11, 2, 5) == (len(d.y_train), len(d.y_val), len(d.y_test))
+    assert d.y_test.tolist() == [0, 0, 1, 1, 1] and d.y_train.dtype == torch.int64
+    assert not set(d.x_train.files) & set(d.x_val.files)
+    x = d.images("train")
+    assert x.dtype == torch.float32 and x.shape == (11, 3, 16, 16) and x.max() <= 1
+    assert d.labels("val").shape == (2,) and len(d.subset("test", 3)) == 3
+    assert repr(d) == "Dataset(pictures: 3 x 16 x 16, 2 classes, 11 train, 2 validation, 5 test)"
+    image = Image.open(folder / d.x_test.files[0])
+    assert torch.equal(d.x_test[0], torch.from_numpy(data._square(image, 16, 16)))
+
+
+def test_folder_images_take_every_kind_of_index(folder):
+    x = image_folder(folder, 8, resize=12).x_test
+    everything = x[:]
+    assert everything.shape == x.shape == (5, 3, 8, 8) and everything.dtype == x.dtype == torch.uint8
+    for index in (slice(1, 3), [4, 0], torch.tensor([2, 2]), torch.tensor([True, False, False, True, False]), 3, -1):
+        assert torch.equal(x[index], everything[index])
+    assert x[torch.zeros(0, dtype=torch.int64)].shape == (0, 3, 8, 8)
+    assert torch.equal(torch.stack(list(x)), everything)
+    with pytest.raises(IndexError):
+        x[5]
+
+
+def test_folder_images_are_decoded_on_demand_only(folder, monkeypatch):
+    decoded = []
+    decode = FolderImages._decode
+    monkeypatch.setattr(FolderImages, "_decode", lambda self, i: decoded.append(self.files[i]) or decode(self, i))
+    d = image_folder(folder, 8)
+    assert d.fingerprint and not decoded
+    d.images("train", torch.tensor([1, 5]))
+    assert sorted(decoded) == sorted([d.x_train.files[1], d.x_train.files[5]])
+
+
+def test_fingerprint_of_a_folder_sees_files_and_crop(folder):
+    first = image_folder(folder, 8).fingerprint
+    assert first == image_folder(folder, 8).fingerprint
+    assert len({first, image_folder(folder, 9).fingerprint, image_folder(folder, 8, resize=9).fingerprint}) == 3
+    Image.new("RGB", (50, 50)).save(folder / "val" / "cat" / "0.png")
+    assert image_folder(folder, 8).fingerprint != first
+
+
+def test_image_folder_refuses(folder):
+    with pytest.raises(FileNotFoundError, match="has no folder 'test', expected test/<class>/<image>"):
+        image_folder(folder, test="test")
+    with pytest.raises(FileNotFoundError, match="has no folder 'train'"):
+        image_folder(folder / "nowhere")
+    with pytest.raises(ValueError, match="size is 0"):
+        image_folder(folder, 0)
+    with pytest.raises(ValueError, match="resize is 7, expected at least size, 8"):
+        image_folder(folder, 8, resize=7)
+    broken = folder / "val" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(OSError, match="1.png cannot be read as an image"):
+        image_folder(folder, 8).images("test")
+    paint(folder, "val", "owl", 1)
+    with pytest.raises(ValueError, match="hold different classes, among them 'owl'"):
+        image_folder(folder, 8)
+
+
+def test_a_folder_too_small_for_a_validation_split_is_refused(tmp_path):
+    for name, count in (("cat", 3), ("dog", 2)):
+        paint(tmp_path, "train", name, count)
+        paint(tmp_path, "val", name, 1)
+    with pytest.raises(ValueError, match="there are 5 training images, expected at least 6"):
+        image_folder(tmp_path, 8)
+
+
+# ---- files that people have
+
+RAMP = np.linspace(0, 1, 32)[None].repeat(32, 0)  # dark on the left, bright on the right
+
+
+def transparent() -> np.ndarray:
+    """Noise hidden under full transparency, around an opaque red square."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    pixels[8:24, 8:24] = (200, 30, 30, 255)
+    return pixels
+
+
+def seen_through_alpha() -> np.ndarray:
+    out = np.zeros((32, 32, 3), np.uint8)
+    out[8:24, 8:24] = (200, 30, 30)
+    return out
+
+
+def palette(alpha: bool = False) -> Image.Image:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([255, 255, 255, 10, 20, 30])
+    image.paste(0, (0, 0, 16, 32))
+    if alpha:
+        image.info["transparency"] = 0
+    return image
+
+
+def turned(orientation: int = 6) -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+BIG_ENDIAN = (RAMP * 65535).astype(">u2").tobytes()
+GREY8 = np.rint(RAMP * 255)
+GREY = np.stack([GREY8] * 3, -1)
+LEFT = np.zeros((32, 32, 3)) + np.array([10, 20, 30])
+LEFT[:, :16] = 255
+RIGHT = {  # name of the file -> how it is written, and what it should be read as
+    "grey.png": (lambda p: Image.fromarray(GREY8.astype(np.uint8)).save(p), GREY),
+    "grey16.png": (lambda p: Image.fromarray((RAMP * 65535).astype(np.uint16)).save(p), GREY),
+    "grey16.tif": (lambda p: Image.fromarray((RAMP * 65535).astype(np.uint16)).save(p), GREY),
+    "big_endian.tif": (lambda p: Image.frombytes("I;16B", (32, 32), BIG_ENDIAN).save(p), GREY),
+    "grey16.pgm": (lambda p: p.write_bytes(b"P5 32 32 65535\n" + BIG_ENDIAN), GREY),
+    "black_and_white.png": (lambda p: Image.fromarray(RAMP > 0.5).save(p), np.stack([255 * (RAMP > 0.5)] * 3, -1)),
+    "rgba.png": (lambda p: Image.fromarray(transparent()).save(p), seen_through_alpha()),
+    "rgba.webp": (lambda p: Image.fromarray(transparent()).save(p, lossless=True, exact=True), seen_through_alpha()),
+    "grey_alpha.png": (
+        lambda p: Image.fromarray(transparent()).convert("LA").save(p),
+        np.array(Image.fromarray(seen_through_alpha()).convert("L").convert("RGB")),
+    ),
+    "palette.png": (lambda p: palette().save(p), LEFT),
+    "still.gif": (lambda p: palette().save(p), LEFT),
+    "palette_alpha.png": (lambda p: palette(alpha=True).save(p, transparency=0), np.where(LEFT == 255, 0, LEFT)),
+    "colour_key.png": (
+        lambda p: Image.fromarray(LEFT.astype(np.uint8)).save(p, transparency=(255, 255, 255)),
+        np.where(LEFT == 255, 0, LEFT),
+    ),
+    "turned.png": (lambda p: Image.fromarray(GREY.astype(np.uint8)).save(p, **turned()), GREY.transpose(1, 0, 2)),
+    "mirrored.tif": (lambda p: Image.fromarray(GREY.astype(np.uint8)).save(p, **turned(2)), GREY[:, ::-1]),
+    "turned16.tif": (
+        lambda p: Image.fromarray((RAMP * 65535).astype(np.uint16)).save(p, **turned()),
+        GREY.transpose(1, 0, 2),
+    ),
+    "cmyk.tif": (lambda p: Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(p), np.zeros((32, 32, 3)) + (255, 0, 0)),
+    "wrong_suffix.jpeg": (lambda p: Image.fromarray(GREY.astype(np.uint8)).save(p, format="PNG"), GREY),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_file_is_read_as_it_looks(name, folder):
+    write, pixels = RIGHT[name]
+    write(folder / "val" / "cat" / name)
+    images = image_folder(folder, 32).x_test
+    got = images[images.files.index(f"val/cat/{name}")].numpy().transpose(1, 2, 0).astype(int)
+    assert np.abs(got - pixels).max() <= 1  # 16 bits are rounded to 8
+
+
+def frames(path: Path, **more: object) -> None:
+    first, second = Image.new("L", (32, 32), 0), Image.new("L", (32, 32), 255)
+    first.save(path, save_all=True, append_images=[second], **more)
+
+
+WRONG = {
+    "floats.tif": (lambda p: Image.fromarray(RAMP.astype(np.float32)).save(p), "floating-point values, whose range"),
+    "integers.tif": (lambda p: Image.fromarray((RAMP * 1e6).astype(np.int32)).save(p), "32-bit integers, whose range"),
+    "moving.gif": (frames, "it has 2 frames, expected one image"),
+    "moving.png": (frames, "it has 2 frames"),
+    "pages.tiff": (frames, "it has 2 frames"),
+    "empty.png": (lambda p: p.write_bytes(b""), "cannot identify image file"),
+    "text.jpg": (lambda p: p.write_text("no image", encoding="utf-8"), "cannot identify image file"),
+    "phone.heic": (lambda p: p.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50)), "cannot identify image file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_cannot_be_read_is_refused_by_name_before_anything_is_decoded(name, folder, monkeypatch):
+    write, words = WRONG[name]
+    write(folder / "train" / "dog" / name)
+    monkeypatch.setattr(FolderImages, "_decode", lambda self, i: pytest.fail("decoded"))
+    with pytest.raises(OSError, match=f"{name} cannot be read as an image: .*{words}"):
+        image_folder(folder, 8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".gif", ".bmp"])
+def test_a_file_cut_short_is_refused_by_name(suffix, folder):
+    path = folder / "val" / "cat" / f"cut{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(OSError, match=f"cut{suffix} cannot be read as an image"):
+        image_folder(folder, 8).images("test")
+
+
+def test_hidden_files_are_ignored_and_classes_without_images_refused(folder):
+    before = image_folder(folder, 8).fingerprint
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+    (folder / "train" / "cat" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(b"")
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "cat" / "notes.txt").write_text("no image", encoding="utf-8")
+    assert image_folder(folder, 8).fingerprint == before
+    for part in ("train", "val"):
+        (folder / part / "owl").mkdir()
+    with pytest.raises(FileNotFoundError, match="owl holds no image"):
+        image_folder(folder, 8)
+
+
+def test_one_class_and_one_folder_for_both_parts_are_refused(tmp_path, folder):
+    with pytest.raises(ValueError, match="test is 'train', expected another folder"):
+        image_folder(folder, 8, test="train")
+    paint(tmp_path / "one", "train", "cat", 7)
+    paint(tmp_path / "one", "val", "cat", 2)
+    with pytest.raises(ValueError, match="has the class 'cat' only, expected at least two"):
+        image_folder(tmp_path / "one", 8)
+
+
+def test_the_fingerprint_of_images_on_disk_sees_their_contents(folder, monkeypatch):
+    x = image_folder(folder, 8).x_train
+    first, path = x.fingerprint, folder / x.files[0]
+    assert len(first) == 16 and first == x.fingerprint
+    path.write_bytes(path.read_bytes()[:-1] + b"?")  # as long as before, and as old
+    assert x.fingerprint != first
+    monkeypatch.setattr(data, "HASHED_BYTES", 100)
+    by_size = x.fingerprint
+    path.write_bytes(path.read_bytes() + b"?")
+    assert len({first, by_size, x.fingerprint}) == 3
+    unknown = dataclasses.replace(load("digits"), x_train=[1, 2])
+    with pytest.raises(TypeError, match="x_train is a list, expected a tensor or an object with a fingerprint"):
+        unknown.fingerprint  # noqa: B018
+
+
+def test_folders_are_cached_and_audited(folder, tmp_path):
+    from robrep.attacks import Linf
+    from robrep.audit import audit
+    from robrep.methods import Supervised
+    from robrep.training import fit
+
+    d = image_folder(folder, 8)
+
+    def trained(**where):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        history = fit(Supervised(net, torch.nn.Identity()), d.x_train, d.y_train, epochs=2, batch_size=4, **where)
+        return net, [row["loss"] for row in history]
+
+    net, losses = trained()
+    assert trained(cache=tmp_path / "cache")[1] == losses == trained(cache=tmp_path / "cache")[1]
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 1
+    y = net.eval()(as_float(d.x_test[:])).argmax(1)  # whatever it says is right
+    assert str(audit(net, d.x_test, y, Linf(0.1))) == str(audit(net, as_float(d.x_test[:]), y, Linf(0.1)))
+
+
 def changed_mnist(change) -> dict[str, np.ndarray]:
     with np.load(real_file("mnist")) as stored:
         arrays = {key: stored[key] for key in data.KEYS}
@@ -610,10 +881,12 @@ def test_a_changed_original_is_used_with_a_warning_that_a_record_carries(change,
         assert without == note and results.data_facts(d)["note"] == d.note
 
 
-def test_numpy_integers_are_integers():
+def test_numpy_integers_are_integers(folder):
     d = load("digits")
     for seed in (np.int64(3), np.int32(3), np.uint8(3)):
         assert torch.equal(d.subset("test", 40, seed=seed), d.subset("test", 40, seed=3))
+    x = image_folder(folder, 8).x_test
+    assert torch.equal(x[np.int64(1)], x[1]) and torch.equal(x[np.array([0, 2])], x[[0, 2]])
 
 
 # ---- costs and real files

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import robrep
-from robrep.book.front_end import printable
+from robrep.progress import printable
 
 ROOT = Path(robrep.__file__).parent
 CODE = """

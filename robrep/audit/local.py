@@ -212,7 +212,7 @@ def _plane(s: Subject, image: int, seed: int) -> Landscape:
     first = s.random_directions(at, "another") if blind else s.threat.direction(g)
     points = torch.cat([(x + eps * (a * first + b * second)).clamp(0, 1) for b in u.tolist() for a in u.tolist()])
     values = s.score(points, at.repeat(GRID * GRID), seed).view(GRID, GRID)
-    return Landscape(u * eps, u * eps, values.cpu(), blind)
+    return Landscape(u * eps, u * eps, values.cpu(), image, blind)
 
 
 def sampling_noise(s: Subject, steps: int) -> Finding:

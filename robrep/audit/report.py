@@ -10,9 +10,10 @@ from torch import Tensor
 
 from robrep.checks import one_of
 from robrep.evaluation import Rate, wilson
+from robrep.progress import printable
 
 Verdict = Literal["fine", "suspicious", "broken"]
-VERDICTS: tuple[Verdict, ...] = ("broken", "suspicious", "fine")  # the worst first
+SIGNS: dict[Verdict, str] = {"broken": "✗", "suspicious": "?", "fine": "✓"}  # the worst first
 
 QUESTIONS = {  # a sound evaluation says yes to all
     "finite": "Are outputs and gradients finite numbers?",
@@ -48,7 +49,7 @@ class Limits(NamedTuple):
 
 def worst(*verdicts: Verdict) -> Verdict:
     """The worst of them."""
-    return min(verdicts, key=VERDICTS.index)
+    return min(verdicts, key=list(SIGNS).index)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         one_of("check", self.check, QUESTIONS)
-        one_of("verdict", self.verdict, VERDICTS)
+        one_of("verdict", self.verdict, SIGNS)
         if self.verdict == "fine":
             object.__setattr__(self, "advice", "")
 
@@ -83,19 +84,20 @@ class Finding:
 
     def __str__(self) -> str:
         advice = f" Next: {self.advice}" if self.advice else ""
-        return f"{self.verdict + ':':11} {self.question} {self.text}{advice}"
+        return printable(f"{SIGNS[self.verdict]} {self.verdict:10} {self.question} {self.text}{advice}")
 
 
 class Landscape(NamedTuple):
     """The margin around one image, on a plane: ``values[i, j]`` at ``a[j]`` along the gradient and ``b[i]`` beside it.
 
-    Offsets are in the threat's norm; above 0 the image is misclassified. Where the gradient
-    is zero (``blind``), ``a`` goes along another random direction.
+    Offsets are in the threat's norm; above 0 the image is misclassified. ``image`` is its row among the audited images.
+    Where the gradient is zero (``blind``), ``a`` goes along another random direction.
     """
 
     a: Tensor
     b: Tensor
     values: Tensor
+    image: int
     blind: bool = False
 
 
@@ -129,6 +131,16 @@ class Audit:
         """Whether nothing is suspicious or broken."""
         return all(finding.verdict == "fine" for finding in self.findings)
 
+    @property
+    def robust(self) -> Rate:
+        """Robust accuracy under the attack that was audited; the clean one if it could not be run."""
+        return self.stages.get(self.attack, self.clean)
+
+    @property
+    def worst(self) -> Rate:
+        """Robust accuracy that is left after every attack of the audit."""
+        return [self.clean, *self.stages.values()][-1]
+
     def __getitem__(self, check: str) -> Finding:
         """The finding of one check.
 
@@ -141,15 +153,11 @@ class Audit:
         raise KeyError(f"{check!r} was not checked, only {', '.join(f.check for f in self.findings)}")
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        left = [f"– left out   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
+        return printable("\n".join([*self._summary(), *map(str, self._sorted()), *left]))
 
-    def _repr_html_(self) -> str:
-        return "".join(f"<p>{html.escape(line)}</p>\n" for line in self._lines())
-
-    def _lines(self) -> list[str]:
-        worst_first = sorted(self.findings, key=lambda f: VERDICTS.index(f.verdict))
-        left = [f"left out:   {QUESTIONS[name]} {why}" for name, why in self.left_out.items()]
-        return [*self._summary(), *map(str, worst_first), *left]
+    def _sorted(self) -> list[Finding]:
+        return sorted(self.findings, key=lambda f: list(SIGNS).index(f.verdict))
 
     def _summary(self) -> list[str]:
         """Two lines: the verdict, and the accuracies."""
@@ -164,3 +172,21 @@ class Audit:
             told = f"Not passed: {broken} broken and {suspicious} suspicious of {n} checks of {what}. {end}"
         after = "".join(f", {100 * rate.value:.0f} % after {name}" for name, rate in self.stages.items())
         return [told, f"Accuracy on {self.clean.n} images: {100 * self.clean.value:.0f} %{after}."]
+
+    def _repr_html_(self) -> str:
+        # no colours of its own: the page's theme has them
+        rows = []
+        for f in self._sorted():
+            advice = f" <em>Next: {html.escape(f.advice)}</em>" if f.advice else ""
+            text = f"<strong>{html.escape(f.question)}</strong> {html.escape(f.text)}{advice}"
+            rows.append((f"{SIGNS[f.verdict]} {f.verdict}", text))
+        rows += [("– left out", html.escape(f"{QUESTIONS[name]} {why}")) for name, why in self.left_out.items()]
+        side, cell = "white-space:nowrap;text-align:left;vertical-align:top", "text-align:left;white-space:normal"
+        body = "".join(
+            f'<tr><th scope="row" style="{side}">{a}</th><td style="{cell}">{b}</td></tr>\n' for a, b in rows
+        )
+        head = "".join(f"<p>{html.escape(line)}</p>\n" for line in self._summary())
+        return (
+            f'{head}<div role="region" aria-label="Findings of the audit" tabindex="0" style="overflow-x:auto">\n'
+            f'<table class="table robrep-table"><tbody>\n{body}</tbody></table></div>'
+        )

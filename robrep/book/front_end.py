@@ -1,10 +1,9 @@
-"""Who looks on, an open notebook or a batch run, and what a console can show."""
+"""Who looks on: an open notebook or a batch run."""
 
 from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 
 from robrep.progress import in_notebook
 
@@ -15,7 +14,6 @@ SERVERS = ("jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter_server"
            "-m notebook")  # fmt: skip
 # Environment variables of a kernel that JupyterLab 4, Notebook 7 and JupyterHub, or VS Code started
 SESSIONS = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")
-_PLAIN = {"✓": "+", "✗": "x", "–": "-", "−": "-", "±": "+-", "×": "x", "ε": "eps", "→": "->", "≤": "<=", "≥": ">="}
 
 
 def started_by() -> str:
@@ -43,21 +41,3 @@ def watched() -> bool:
     open_in_code = hasattr(sys.modules.get("__main__"), "__vsc_ipynb_file__")  # where VS Code's kernel is remote
     signs = any(name in os.environ for name in SESSIONS) or any(word in started for word in SERVERS)
     return signs or open_in_code or "google.colab" in sys.modules
-
-
-def printable(text: str) -> str:
-    """``text`` as standard output can show it: signs that its encoding lacks become plain ones, "✓" a "+" in ASCII."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        text.encode(encoding)
-        return text
-    except UnicodeEncodeError:
-        return "".join(_shown(sign, encoding) for sign in text)
-
-
-def _shown(sign: str, encoding: str) -> str:
-    for candidate in (sign, _PLAIN.get(sign, ""), unicodedata.normalize("NFKD", sign)):
-        kept = candidate.encode(encoding, "ignore").decode(encoding)
-        if kept:
-            return kept
-    return "?"

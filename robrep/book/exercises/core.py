@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from robrep.book.front_end import printable
 from robrep.checks import one_of
 from robrep.gaussians import Gaussian
+from robrep.progress import printable
 
 
 class Wrong(Exception):

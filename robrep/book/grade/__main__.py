@@ -9,9 +9,9 @@ from pathlib import Path
 
 from robrep.book import grade
 from robrep.book.files import write_csv
-from robrep.book.front_end import printable
 from robrep.book.grade.confine import not_enforced
 from robrep.book.site.run import ChapterError
+from robrep.progress import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

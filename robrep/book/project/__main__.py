@@ -13,11 +13,11 @@ import torch
 
 from robrep.book import project
 from robrep.book.files import write_csv
-from robrep.book.front_end import printable
 from robrep.book.grade.confine import not_enforced
 from robrep.book.project import GAMES
 from robrep.book.project.judge import MEMORY, SECONDS, Board, Entry, judge
 from robrep.files import atomic_write
+from robrep.progress import printable
 from robrep.rates import Rate
 
 STARTER = Path(__file__).with_name("starter")

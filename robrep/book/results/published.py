@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robrep.book.front_end import printable
 from robrep.book.results.origin import recorded_folder
 from robrep.book.results.records import Run, runs
 from robrep.book.results.schema import (
@@ -24,6 +23,7 @@ from robrep.book.results.schema import (
 )
 from robrep.book.results.showing import Fold, Metric, Table
 from robrep.checks import one_of
+from robrep.progress import printable
 
 #: Scales whose data and task are the paper's own, best first: only these ever stand beside a published number.
 COMPARABLE = ("full", "lite")

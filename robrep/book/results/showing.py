@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from robrep.book.front_end import printable
 from robrep.book.results.schema import METRIC, check_metric, plain
 from robrep.checks import one_of
+from robrep.progress import printable
 
 
 @dataclass(frozen=True)
