@@ -11,7 +11,7 @@ import torch
 from robrep import data
 from robrep.attacks import PGD, Linf
 from robrep.book import reproduce, results
-from robrep.book.experiment import Experiment
+from robrep.book.experiment import Experiment, at_scale
 from robrep.contrastive import nearest
 from robrep.losses import cosine_distance
 
@@ -225,3 +225,45 @@ def test_with_too_few_steps_both_fail_and_the_loss_does_not_tell(recorded: Path)
     assert byorl.curves["training_byorl"]["y"][-1] < byol.curves["training_byol"]["y"][-1]
     spread = byorl.curves["watched_spread"]["y"]
     assert max(spread[1:]) < 0.5 * spread[0] and byorl["rank"].value < byol["rank"].value
+
+
+SIZES = (1_000, 4_000, 16_000, 59_000)
+
+
+def by_images(folder: Path, row: str, size: int) -> list[results.Run]:
+    """The two seeds on so many images of MNIST; the first met the suite."""
+    changes: list[dict[str, Any]] = [{}, {"suite_shares": ()}]
+    return [run(row, seed, folder, "mnist", train_images=size, **more) for seed, more in enumerate(changes)]
+
+
+def test_more_images_alone_do_not_help_byorl_in_few_steps(recorded: Path) -> None:
+    """UAT-FT gains up to 4,000 images and is ahead from there; BYORL is ahead with 1,000 only."""
+    runs = {(row, size): by_images(recorded, row, size) for row in ("byol", "byorl", "uat_ft") for size in SIZES}
+    for (_, size), found in runs.items():
+        for one in found:
+            s = one.settings
+            assert one.data["n_train"] == s["train_images"] == size and one["robust"].n == one["clean"].n == 2_000
+            assert s["epoch_images"] // s["batch_size"] == 921 and s["epochs"] == s["epochs_supervised"] == 1
+            assert (s["share"], s["eps"], s["epoch_images"]) == (100, 0.1, 59_000)
+    mean = {at: sum(r["robust"].value for r in found) / len(found) for at, found in runs.items()}
+    few, many = ([r["robust"].value for r in runs["byorl", size]] for size in (1_000, 59_000))
+    assert all(b < a for a, b in zip(few, many, strict=True)), "no gain in either seed"
+    assert mean["uat_ft", 4_000] > mean["uat_ft", 1_000] + 0.03
+    assert all(abs(mean["uat_ft", size] - mean["uat_ft", 4_000]) < 0.03 for size in SIZES[1:])
+    ahead = [mean["uat_ft", size] - mean["byorl", size] for size in SIZES]
+    assert ahead[0] < -0.05 and all(0.01 < gap < 0.06 for gap in ahead[1:]), "behind, then slightly ahead"
+    for size in SIZES:
+        pairs = zip(runs["byol", size], runs["byorl", size], strict=True)
+        assert all(byorl["robust"].low > byol["robust"].high for byol, byorl in pairs), "far more robust at every size"
+        suite = {row: runs[row, size][0]["robust_suite"] for row in ("byol", "byorl", "uat_ft")}
+        assert suite["byol"].high < min(suite["byorl"].low, suite["uat_ft"].low) and suite["byorl"].n == 100
+
+
+def test_the_paper_changes_width_and_images_at_once() -> None:
+    notes = {v.row: v.note for v in results.published("gowal2021", table="text")}
+    assert "x2, no further images" in notes["BYORL, l2, 500 labels"]
+    further = notes["BYORL, l2, 500 labels, further images"]
+    assert "500,000" in further and "x4" in further
+    full = at_scale("byorl", "full")
+    steps = full["epochs"] * (full["train_images"] // full["batch_size"])
+    assert 90 < steps / 921 < 110, "a hundred times as many"

@@ -59,6 +59,17 @@ def test_the_settings_of_the_rival_are_what_it_does(chapter, attacks, monkeypatc
     assert set(attacks) == {(PGD, 2, 0.05), (PGD, 6, 0.05), (APGD, 4, 0.05)} and t["right"].value < 1
 
 
+def test_more_images_change_neither_the_steps_nor_the_labels(chapter, monkeypatch) -> None:
+    trainings, heads = spied(monkeypatch, experiment, "fit"), spied(monkeypatch, chapter, "train_head_stopped")
+    for size in (100, 128):
+        t = chapter["exp"].run("byorl", train_images=size, epoch_images=128, share=10, suite_shares=())
+        assert len(t.d.x_train) == size and t["clean"].n == t["clean_clean_head"].n == 20
+    few, many = (training["given"][1] for training in trainings)
+    assert len(few) == len(many) == 128 and few[100:].equal(few[:28]) and few[:100].equal(many[:100])
+    few, many = (head["given"][2] for head in heads)
+    assert len(few) == 10 and few.equal(many)
+
+
 def test_of_records_that_fit_the_one_that_says_most_is_found(chapter, root: Path) -> None:
     """Older records do not state every setting."""
     where = dict(scale="demo", seed=0, folder=root / "book" / "results")

@@ -85,6 +85,13 @@ def test_panels_show_means_bands_and_words() -> None:
     assert fig.layout.xaxis2.title.text == "epoch"
 
 
+def test_panels_show_whiskers_in_place_of_bands() -> None:
+    run = {"x": [10, 1000], "rate": [[1.0, 2.0], [3.0, 6.0]]}
+    (line,) = panels({"a": run}, {"rate": "rate"}, x="images", title="Rates.", log=True, whiskers=True).data
+    assert list(line.y) == [2.0, 4.0] and line.error_y.color == line.line.color
+    assert list(line.error_y.array) == list(line.error_y.arrayminus) == [1.0, 2.0]
+
+
 def test_panels_refuse_other_lengths() -> None:
     with pytest.raises(ValueError, match="loss of 'a' has shape"):
         panels({"a": {"x": [1, 2], "loss": [1.0]}}, {"loss": "loss"}, x="epoch", title="")

@@ -260,7 +260,13 @@ def accuracy_dots(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], *, titl
 
 
 def panels(
-    curves: Mapping[str, Mapping[str, Any]], measures: Mapping[str, str], *, x: str, title: str, log: bool = False
+    curves: Mapping[str, Mapping[str, Any]],
+    measures: Mapping[str, str],
+    *,
+    x: str,
+    title: str,
+    log: bool = False,
+    whiskers: bool = False,
 ) -> Figure:
     """Curves of several measures over a common axis; the legend switches a run on and off in all panels.
 
@@ -271,6 +277,7 @@ def panels(
         x: title of the horizontal axis.
         title: the first sentence of the text alternative.
         log: a logarithmic horizontal axis.
+        whiskers: in place of a band, a whisker at each position.
 
     Raises:
         ValueError: a curve's length differs from that of its positions.
@@ -290,13 +297,15 @@ def panels(
             y = y[None] if y.ndim == 1 else y
             if y.shape[1:] != place.shape:
                 raise ValueError(f"{measure} of {name!r} has shape {y.shape}, expected {len(place)} values as in x")
-            if len(y) > 1:
+            if len(y) > 1 and not whiskers:
                 outline = {"x": rounded([*place, *place[::-1]]), "y": rounded([*y.max(0), *y.min(0)[::-1]])}
                 band = go.Scatter(**outline, fill="toself", fillcolor=wash(color), line={"width": 0}, hoverinfo="skip")
                 fig.add_trace(band.update(legendgroup=name, showlegend=False, mode="lines"), row=row, col=1)
             line = {"color": color, "dash": dash, "width": 2}
             trace = go.Scatter(x=rounded(place), y=rounded(y.mean(0)), name=name, legendgroup=name, showlegend=first)
             trace.update(mode="lines+markers", line=line, marker={"symbol": symbol, "size": 6, "color": color})
+            if whiskers:
+                trace.update(error_y=error_bars(y.mean(0), y.min(0), y.max(0)) | {"color": color})
             trace.update(hovertemplate=f"{name}<br>{x} %{{x}}<br>{measures[measure]} %{{y:.3g}}<extra></extra>")
             fig.add_trace(trace, row=row, col=1)
             told.append(f"{name}, {measures[measure]}: {y.mean(0)[0]:.3g} to {y.mean(0)[-1]:.3g}")
