@@ -46,7 +46,7 @@ def test_settings_are_tried_on_validation_images(budgets: SimpleNamespace) -> No
 
 def test_the_best_of_them_is_run_at_every_budget(budgets: SimpleNamespace) -> None:
     best, _ = budgets.validated("at", budgets.comparison.TRIED_AT * 4)[0]
-    for times in budgets.comparison.BUDGETS:
+    for times in budgets.comparison.BUDGETS["at"]:
         r = budgets.exp.find("at", budget=4 * times, brief=True, **best)
         assert r.data["split"] == "test" and r["epochs"].value == affordable_epochs("at", 1, 4 * times)
         assert {"clean", "robust", "clean_colour"} <= set(r.metrics) and "robust_colour" not in r.metrics
