@@ -166,23 +166,20 @@ def at(row: str, times: int, metric: str) -> float:
     return mean(grown(row)[times], metric)
 
 
-def has_learned(row: str, clean: float, robust: float) -> bool:
-    return clean >= 0.8 and (robust >= 0.1 or not ROWS[row].attacked)
+def has_learned(row: str, found: list[results.Run]) -> bool:
+    attacked = ROWS[row].attacked
+    return all(r["clean"].value >= 0.8 and (r["robust"].value >= 0.1 or not attacked) for r in found)
 
 
 def test_what_has_learned_at_which_budget(runs: dict[str, list[results.Run]]) -> None:
     """The page says so; if this fails, the page is to be rewritten."""
-    not_yet = {row for row in TRIED if not has_learned(row, mean(runs[row], "clean"), mean(runs[row], "robust"))}
-    assert not_yet == {"vae_urkle", "byorl", "worst_case_infomax", "cropd"}
-    learned = {row: [k for k in by if has_learned(row, at(row, k, "clean"), at(row, k, "robust"))]
-               for row, by in BUDGETS.items()}  # fmt: skip
-    assert [row for row, by in learned.items() if not by] == ["cropd"]
-    assert learned["byorl"] == [10] and all(
-        min(by) <= 3 for row, by in learned.items() if row not in ("byorl", "cropd")
-    )
+    assert [row for row in TRIED if has_learned(row, runs[row])] == ["supervised", "at"]
+    learned = {row: [times for times, found in grown(row).items() if has_learned(row, found)] for row in TRIED}
+    assert learned.pop("cropd") == learned.pop("byorl") == []
+    assert all(min(by) <= 3 and 3 in by for by in learned.values())
     assert at("cropd", 3, "clean") > 0.9 and at("cropd", 3, "robust") < 0.1
-    for one in grown("byorl")[10]:
-        assert has_learned("byorl", one["clean"].value, one["robust"].value), "each seed"
+    robust = [one["robust"].value for one in grown("byorl")[10]]
+    assert min(robust) < 0.05 and max(robust) > 0.25, "it depends on the seed"
     for row in ("vae_urkle", "smooth_encoder", "simclr_urkle"):
         assert at(row, 3, "robust") > 2 * mean(runs[row], "robust")
     assert at("at", 3, "robust") == max(at(row, 3, "robust") for row in TRIED) > mean(runs["at"], "robust") + 0.1
