@@ -193,9 +193,10 @@ def test_why_three_methods_fail_at_the_small_budget(runs: dict[str, list[results
     untrained = [r for r in results.runs("comparison", row="at", **folder) if r.settings["budget"] == 0]
     assert [r.seed for r in untrained] == [0, 1, 2]
     assert mean(runs["byorl"], "clean") < mean(untrained, "clean") and mean(runs["byorl"], "clean_colour") > 0.9
-    (grey, *_) = results.runs("comparison", dataset="digits", row="byorl", **folder)
-    assert {k: grey.settings[k] for k in TRIED["byorl"]} == {k: runs["byorl"][0].settings[k] for k in TRIED["byorl"]}
-    assert grey.settings["budget"] == 120 and grey["clean"].value > 0.8 and grey["robust"].value > 0.3
+    grey = results.runs("comparison", dataset="digits", row="byorl", **folder)
+    own = {k: runs["byorl"][0].settings[k] for k in (*TRIED["byorl"], "budget")}
+    assert [r.seed for r in grey] == [0, 1, 2] and all({k: r.settings[k] for k in own} == own for r in grey)
+    assert min(r["clean"].value for r in grey) > 0.8 and min(r["robust"].value for r in grey) > 0.3
     for row in ("worst_case_infomax", "cropd"):  # more passes at the same settings
         own = runs[row][0].settings
         (more,) = [r for r in tries(row) if all(r.settings[k] == own[k] for k in TRIED[row])]
