@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from robrep.book import results
-from robrep.book.comparison import ROWS, affordable_epochs, passes
+from robrep.book.comparison import BUDGETS, ROWS, TRIED, TRIED_AT, affordable_epochs, passes, settings_tried
 
+FOLDER = Path(__file__).resolve().parent.parent / "book" / "results"
 STAGES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 LABELLED = [row for row, r in ROWS.items() if r.group == "labels"]
 
@@ -16,8 +17,25 @@ LABELLED = [row for row, r in ROWS.items() if r.group == "labels"]
 @pytest.fixture(scope="module")
 def runs() -> dict[str, list[results.Run]]:
     """Row -> its recorded runs, by seed."""
-    folder = Path(__file__).resolve().parent.parent / "book" / "results"
-    return {row: results.runs("comparison", scale="demo", row=row, variant="", folder=folder) for row in ROWS}
+    return {row: results.runs("comparison", scale="demo", row=row, variant="", folder=FOLDER) for row in ROWS}
+
+
+def tries(row: str) -> list[results.Run]:
+    """The runs on validation images, the best first."""
+    every = results.runs("comparison", scale="demo", row=row, folder=FOLDER)
+    found = [r for r in every if r.settings.get("judged_on") == "val"]
+    return sorted(found, key=lambda r: -(r["clean"].value + r["robust"].value))
+
+
+def grown(row: str) -> dict[int, list[results.Run]]:
+    """Multiple of the budget -> the runs there with the setting that was chosen, by seed."""
+    best = tries(row)[0]
+    same = [
+        r
+        for r in results.runs("comparison", scale="demo", dataset="colour-digits", row=row, folder=FOLDER)
+        if r.data["split"] == "test" and all(r.settings[k] == best.settings[k] for k in TRIED[row])
+    ]
+    return {times: [r for r in same if r.settings["budget"] == 120 * times] for times in BUDGETS[row]}
 
 
 def mean(found: list[results.Run], metric: str) -> float:
@@ -117,9 +135,72 @@ def test_cropd_hides_nothing_from_an_attacker_who_knows_it(runs: dict[str, list[
     assert max(behind) < 1 and min(behind) < 0.5 < max(behind)  # how much it reconstructs depends on the seed
 
 
-def test_byorl_does_not_work_here(runs: dict[str, list[results.Run]]) -> None:
+def test_byorl_does_not_work_at_the_small_budget(runs: dict[str, list[results.Run]]) -> None:
     """The page says so; if this fails, the page is to be rewritten."""
     assert mean(runs["byorl"], "robust") < 0.1 and mean(runs["byorl"], "clean") < 0.75
+
+
+def test_each_method_had_four_tries_on_validation_images_alone() -> None:
+    for row in TRIED:
+        found = tries(row)
+        asked = [tuple(point.items()) for point in settings_tried(row)]
+        assert sorted(tuple((k, r.settings[k]) for k in TRIED[row]) for r in found) == sorted(asked)
+        for r in found:
+            assert (r.seed, r.settings["budget"], r.settings["whole"]) == (0, TRIED_AT * 120, False)
+            assert (r.data["split"], r["clean"].n, r["robust"].n) == ("val", 200, 200)
+            assert not [name for name in r.metrics if name.startswith(("clean_", "robust_", "after_", "moved_"))]
+
+
+def test_the_best_of_them_ran_at_every_budget_that_the_page_shows() -> None:
+    assert list(BUDGETS) == list(TRIED)
+    for row, by in BUDGETS.items():
+        for times, found in grown(row).items():
+            assert [r.seed for r in found] == list(range(by[times]))
+            for r in found:
+                assert r["robust"].n == 250 and r.settings["whole"]
+                check_attacks(r)
+                assert r["epochs"].value == affordable_epochs(row, 3, (0.5 if row == "cropd" else 1.0) * 120 * times)
+
+
+def at(row: str, times: int, metric: str) -> float:
+    return mean(grown(row)[times], metric)
+
+
+def has_learned(row: str, found: list[results.Run]) -> bool:
+    attacked = ROWS[row].attacked
+    return all(r["clean"].value >= 0.8 and (r["robust"].value >= 0.1 or not attacked) for r in found)
+
+
+def test_what_has_learned_at_which_budget(runs: dict[str, list[results.Run]]) -> None:
+    """The page says so; if this fails, the page is to be rewritten."""
+    assert [row for row in TRIED if has_learned(row, runs[row])] == ["supervised", "at"]
+    learned = {row: [times for times, found in grown(row).items() if has_learned(row, found)] for row in TRIED}
+    assert learned.pop("cropd") == learned.pop("byorl") == []
+    assert all(min(by) <= 3 and 3 in by for by in learned.values())
+    assert at("cropd", 3, "clean") > 0.9 and at("cropd", 3, "robust") < 0.1
+    robust = [one["robust"].value for one in grown("byorl")[10]]
+    assert min(robust) < 0.05 and max(robust) > 0.25, "it depends on the seed"
+    for row in ("vae_urkle", "smooth_encoder", "simclr_urkle"):
+        assert at(row, 3, "robust") > 2 * mean(runs[row], "robust")
+    assert at("at", 3, "robust") == max(at(row, 3, "robust") for row in TRIED) > mean(runs["at"], "robust") + 0.1
+    assert at("at", 1, "robust") > mean(runs["at"], "robust") + 0.1, "by its learning rate alone"
+    rates = {row: next(name for name in by if name.startswith("lr")) for row, by in TRIED.items()}
+    assert sum(tries(row)[0].settings[rate] == max(TRIED[row][rate]) for row, rate in rates.items()) == 5
+
+
+def test_why_three_methods_fail_at_the_small_budget(runs: dict[str, list[results.Run]]) -> None:
+    folder = {"scale": "demo", "folder": FOLDER}
+    untrained = [r for r in results.runs("comparison", row="at", **folder) if r.settings["budget"] == 0]
+    assert [r.seed for r in untrained] == [0, 1, 2]
+    assert mean(runs["byorl"], "clean") < mean(untrained, "clean") and mean(runs["byorl"], "clean_colour") > 0.9
+    grey = results.runs("comparison", dataset="digits", row="byorl", **folder)
+    own = {k: runs["byorl"][0].settings[k] for k in (*TRIED["byorl"], "budget")}
+    assert [r.seed for r in grey] == [0, 1, 2] and all({k: r.settings[k] for k in own} == own for r in grey)
+    assert min(r["clean"].value for r in grey) > 0.8 and min(r["robust"].value for r in grey) > 0.3
+    for row in ("worst_case_infomax", "cropd"):  # more passes at the same settings
+        own = runs[row][0].settings
+        (more,) = [r for r in tries(row) if all(r.settings[k] == own[k] for k in TRIED[row])]
+        assert more["clean"].low > mean(runs[row], "clean")
 
 
 @pytest.mark.book

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from figure_rules import keeps_the_rules
 from torch import nn
 
-from robrep.book.comparison import ROWS, Counter, affordable_epochs, passes
-from robrep.book.figures import method_dots, method_plane, transfer_matrix
+from robrep.book.comparison import ROWS, TRIED, Counter, affordable_epochs, passes, settings_tried
+from robrep.book.experiment import at_scale
+from robrep.book.figures import against_budget, method_dots, method_plane, transfer_matrix
 from robrep.gaussians import Gaussian
 
 
@@ -37,6 +39,28 @@ def test_budget() -> None:
     for row in ROWS:
         if 2 * passes(row, 3) <= 160:
             assert abs(affordable_epochs(row, 3, 160) * passes(row, 3) / 160 - 1) <= passes(row, 3) / 320
+
+
+def test_each_method_has_as_many_settings_to_try_and_the_chapter_s_own_are_among_them() -> None:
+    own = at_scale("comparison", "demo")
+    for row in TRIED:
+        points = settings_tried(row)
+        assert len(points) == 4 and {k: own[k] for k in points[0]} in points
+        assert any("lr" in name for name in points[0])
+    with pytest.raises(ValueError, match="row is 'byol'"):
+        settings_tried("byol")
+
+
+def test_against_budget() -> None:
+    seeds = {"AT": {100: ([0.5, 0.7], 0.1), 1000: (0.9, [0.4, 0.5])}, "CRoPD": {100: (0.5, 0.0)}}
+    fig = against_budget(seeds, [0.5, 0.54])
+    keeps_the_rules(fig, "AT (100, 1000 passes): clean 60, 90, attacked 10, 45; CRoPD (100 passes): clean 50")
+    assert "untrained encoder has 52 clean" in fig.layout.meta["alt"]
+    assert fig.data[0].y == (60.0, 90.0) and fig.data[0].error_y.array == (10.0, 0.0)
+    assert fig.data[0].text == ("clean 60", "90") and [a.text for a in fig.layout.annotations] == ["AT", "CRoPD"]
+    assert {axis.type for axis in fig.select_xaxes()} == {"log"} and len({t.yaxis for t in fig.data}) == 2
+    with pytest.raises(ValueError, match="points is empty"):
+        against_budget({"AT": {}}, 0.5)
 
 
 def test_refusals() -> None:

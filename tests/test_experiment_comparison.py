@@ -24,6 +24,36 @@ def chapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         yield SimpleNamespace(**reproduce("comparison", SCALE="smoke", ROWS=",".join(ROWS), SETTINGS={"whole": True}))
 
 
+@pytest.fixture(scope="module")
+def budgets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBREP_RESULTS", str(tmp_path_factory.mktemp("budgets")))
+        yield SimpleNamespace(**reproduce("comparison", SCALE="smoke", ROWS="at", SEEDS=(0,), BUDGETS=True))
+
+
+def test_settings_are_tried_on_validation_images(budgets: SimpleNamespace) -> None:
+    at, exp = budgets.comparison.TRIED_AT * 4, budgets.exp
+    runs = budgets.validated("at", at)
+    assert len(runs) == 4 and sorted(p["lr_labels"] for p, _ in runs) == [0.001, 0.002, 0.004, 0.008]
+    sums = [r["clean"].value + r["robust"].value for _, r in runs]
+    assert sums == sorted(sums, reverse=True)
+    for _, r in runs:
+        assert set(r.metrics) == {"clean", "robust", "passes", "epochs", "seconds", "parameters", "parameters_training"}
+        assert r.data["split"] == "val" and r["clean"].n == r.data["n_test"] == len(exp.data().x_val)
+    with pytest.raises(ValueError, match="judged_on is 'train', expected one of 'val'"):
+        exp.run("at", judged_on="train")
+
+
+def test_the_best_of_them_is_run_at_every_budget(budgets: SimpleNamespace) -> None:
+    best, _ = budgets.validated("at", budgets.comparison.TRIED_AT * 4)[0]
+    for times in budgets.comparison.BUDGETS["at"]:
+        r = budgets.exp.find("at", budget=4 * times, brief=True, **best)
+        assert r.data["split"] == "test" and r["epochs"].value == affordable_epochs("at", 1, 4 * times)
+        assert {"clean", "robust", "clean_colour"} <= set(r.metrics) and "robust_colour" not in r.metrics
+    untrained = budgets.exp.find("at", budget=0, brief=True)
+    assert "passes" not in untrained.metrics and not untrained.curves
+
+
 def drawn(chapter: SimpleNamespace, row: str, seed: int = 0, **changes: Any) -> Trial:
     return Trial(chapter.exp, row, seed, chapter.exp.settings.changed(changes))
 

@@ -6,6 +6,7 @@ moving target. A forward without a backward is half a pass. Decoders, projectors
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,6 +54,32 @@ ROWS: dict[str, Row] = {
     "worst_case_infomax": Row("Worst-case InfoMax", "information", True, 1, 1.5),
     "cropd": Row("CRoPD", "frozen", True, 1, 2.5),
 }
+
+#: The methods of the papers and two references, each with the four settings that are tried on validation images: two
+#: learning rates and two values of one more setting, or four learning rates. The chapter's own are among them.
+TRIED: dict[str, dict[str, tuple[float, ...]]] = {
+    "supervised": {"lr_labels": (0.001, 0.002, 0.004, 0.008)},
+    "at": {"lr_labels": (0.001, 0.002, 0.004, 0.008)},
+    "vae_urkle": {"lr_pixels": (0.004, 0.008), "beta_vae_urkle": (0.1, 0.3)},
+    "smooth_encoder": {"lr_smooth_encoder": (0.003, 0.006), "gamma": (30.0, 100.0)},
+    "simclr_urkle": {"lr_views": (0.002, 0.004), "beta_simclr_urkle": (0.003, 0.01)},
+    "byorl": {"lr_byorl": (0.002, 0.008), "base_rate": (0.95, 0.99)},
+    "worst_case_infomax": {"lr_information": (0.003, 0.006), "units": (64, 256)},
+    "cropd": {"lr_cropd": (0.0025, 0.005), "weight_cropd": (0.1, 1.0)},
+}
+TRIED_AT = 2  #: they are tried at this multiple of the budget
+#: Multiples of the budget that the best of them then gets, and the number of training seeds there.
+BUDGETS: dict[str, dict[int, int]] = {row: {1: 1, 3: 1} for row in TRIED} | {
+    "supervised": {1: 3, 3: 1},
+    "byorl": {1: 1, 3: 1, 10: 3},
+    "worst_case_infomax": {1: 1, 3: 1, 10: 1},
+}
+
+
+def settings_tried(row: str) -> list[dict[str, Any]]:
+    """Every combination of what :data:`TRIED` names for a row."""
+    lines = TRIED[one_of("row", row, TRIED)]
+    return [dict(zip(lines, values, strict=True)) for values in itertools.product(*lines.values())]
 
 
 def passes(row: str, steps: int) -> float:

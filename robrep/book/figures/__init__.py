@@ -23,7 +23,7 @@ from robrep.book.figures.attacks import (
 from robrep.book.figures.auditing import audit_figure
 from robrep.book.figures.base import PALETTE, Style, styles
 from robrep.book.figures.byorl import panels
-from robrep.book.figures.comparison import method_dots, method_plane, transfer_matrix
+from robrep.book.figures.comparison import against_budget, method_dots, method_plane, transfer_matrix
 from robrep.book.figures.contrastive import code_moves, contrast_matrix, watched_training
 from robrep.book.figures.cropd import curves_slider, ensemble_against_part, implied_sizes
 from robrep.book.figures.images import attack_slider, captions, image_grid, perturbation
@@ -56,6 +56,7 @@ __all__ = [
     "accuracy_against_radius",
     "accuracy_panels",
     "accuracy_slider",
+    "against_budget",
     "ascent_curves",
     "attack_slider",
     "audit_figure",

@@ -1,4 +1,4 @@
-"""Many methods at once: one line of dots for each, and one point for each in a plane."""
+"""Many methods at once: a line of dots for each, a point for each in a plane, or a panel for each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robrep.book.figures.base import (
+    BLUE,
+    GREY,
     PALETTE,
     SYMBOLS,
+    VERMILION,
     add_slider,
     error_bars,
     interval,
@@ -224,4 +227,70 @@ def transfer_matrix(rates: Mapping[str, Mapping[str, float]]) -> Figure:
     )
     fig.update_xaxes(title_text="made against (numbers as in the rows); cells: fooled, %", tickfont={"size": 11})
     fig.update_yaxes(autorange="reversed", tickfont={"size": 11}, automargin=True)
+    return fig
+
+
+def against_budget(rates: Mapping[str, Mapping[float, tuple[Any, Any]]], untrained: Any) -> Figure:
+    """A panel for each method: clean accuracy and accuracy under attack against the passes spent, on a log axis.
+
+    Args:
+        rates: method -> passes for each image -> (clean, robust), each a rate, or one number for each seed (drawn as
+            their mean with bars from the lowest to the highest).
+        untrained: clean accuracy on the encoder before training, a dashed line in every panel.
+
+    Raises:
+        ValueError: no method, or one without a budget.
+    """
+    import plotly.graph_objects as go
+
+    level, told = 100 * interval(untrained, "untrained").value, []
+    budgets = sorted({b for points in need("rates", rates).values() for b in need("points", points)})
+    fig = new_figure(
+        "",
+        height=90 + 170 * -(-len(rates) // 2),
+        rows=-(-len(rates) // 2),
+        cols=2,
+        shared_xaxes="all",
+        shared_yaxes="all",
+        subplot_titles=list(rates),
+        vertical_spacing=0.06,
+        horizontal_spacing=0.06,
+    )
+    for k, (method, points) in enumerate(rates.items()):
+        at = {"row": k // 2 + 1, "col": k % 2 + 1}
+        passes, words = sorted(points), []
+        for i, (kind, color, symbol) in enumerate((("clean", BLUE, "circle"), ("attacked", VERMILION, "square-open"))):
+            value, low, high = (100 * a for a in intervals([points[b][i] for b in passes], kind))
+            fig.add_trace(
+                go.Scatter(
+                    x=passes,
+                    y=rounded(value),
+                    error_y=error_bars(value, low, high),
+                    text=[
+                        f"{kind} {v:.0f}" if k == 0 and b == passes[0] else f"{v:.0f}"
+                        for b, v in zip(passes, value, strict=True)
+                    ],
+                    textposition="top center",
+                    textfont={"size": 10},
+                    name=kind,
+                    showlegend=False,
+                    cliponaxis=False,
+                    mode="lines+markers+text",
+                    line={"color": color, "dash": ("solid", "dash")[i]},
+                    marker={"symbol": symbol, "size": 8, "color": color},
+                    hovertemplate=f"{method}, {kind}<br>%{{x}} passes<br>%{{y:.1f}} %<extra></extra>",
+                ),
+                **at,
+            )
+            words.append(f"{kind} " + ", ".join(f"{v:.0f}" for v in value))
+        fig.add_hline(y=level, line={"color": GREY, "dash": "dot", "width": 1.5}, **at)
+        told.append(f"{method} ({', '.join(f'{b:g}' for b in passes)} passes): {', '.join(words)}")
+    ends = np.log10([budgets[0] / 1.5, budgets[-1] * 1.5])
+    fig.update_xaxes(type="log", range=rounded(ends), tickvals=budgets, ticktext=[f"{b:,g}" for b in budgets])
+    fig.update_yaxes(range=[-6, 112], tickvals=[0, 50, 100])
+    fig.update_xaxes(title={"text": "passes for each image", "font": {"size": 11}}, row=-(-len(rates) // 2))
+    fig.update_yaxes(title_text="%", col=1)
+    fig.update_annotations(font={"size": 12})
+    alt = f"Accuracy in percent against the budget; the untrained encoder has {level:.0f} clean. {'; '.join(told)}."
+    fig.update_layout(meta={"alt": alt})
     return fig
