@@ -121,8 +121,20 @@ def load_vit_mae(name: str = "facebook/vit-mae-large", *, local_only: bool = Fal
         ImportError: transformers is not installed.
         OSError: the model is neither on this machine nor can it be downloaded.
     """
-    kind = optional("transformers", "foundation").ViTMAEModel
-    return ViTMAE(kind.from_pretrained(name, local_files_only=local_only), **options).eval()
+    model = fetch(optional("transformers", "foundation").ViTMAEModel, "ViT-MAE", name, local_only)
+    return ViTMAE(model, **options).eval()
+
+
+def fetch(kind: Any, what: str, name: str, local_only: bool) -> Any:
+    """``kind.from_pretrained``, with an error in one sentence if it fails."""
+    try:
+        return kind.from_pretrained(name, local_files_only=local_only)
+    except Exception as error:  # from OSError to a client library's own, and each version has others
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OSError(
+            f"name is {name!r}, expected a folder with a {what} (config and safetensors), or a model that is in the "
+            f"Hugging Face cache or can be downloaded: {reason}"
+        ) from error
 
 
 class FrozenFoundation(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative, optional, positive_int
-from robrep.foundation import Prepare, ViTMAE
+from robrep.foundation import Prepare, ViTMAE, fetch
 from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.methods import Reconstruction, Terms, pixel_error
 from robrep.random import Seed, fold, noise, uniform
@@ -156,7 +156,7 @@ def load_diffusion_vae(name: str = "stabilityai/sd-vae-ft-mse", *, local_only: b
         OSError: the model is neither on this machine nor can it be downloaded.
     """
     kind = optional("diffusers", "vae").AutoencoderKL
-    return LatentDiffusionVAE(kind.from_pretrained(name, local_files_only=local_only)).eval()
+    return LatentDiffusionVAE(fetch(kind, "AutoencoderKL", name, local_only)).eval()
 
 
 def new_diffusion_vae(
