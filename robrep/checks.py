@@ -109,8 +109,10 @@ def check_images(x: Tensor, name: str = "x") -> Tensor:
         raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor of images, N x C x H x W")
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}, expected floating point in [0, 1] (see robrep.data.as_float)")
-    if x.ndim != 4 or x.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected N x C x H x W with at least one image")
+    if x.ndim != 4:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected N x C x H x W")
+    if x.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected at least one image")
     if not may_look(x):
         return x
     low, high = (v.item() for v in x.detach().aminmax())

@@ -50,7 +50,7 @@ def nt_xent(
         raise ValueError(f"views has shapes {shapes}, expected at least two of one shape (N, D)")
     with full_precision(views[0]):
         anchors = F.normalize(torch.stack([upcast(v) for v in views]), dim=2)  # n x N x D
-        keys, first = _gathered(anchors)
+        keys, first = _gathered("views", anchors)
         n, size, total = len(views), len(views[0]), keys.shape[1]
         scores = (anchors.flatten(0, 1) @ keys.flatten(0, 1).T / temperature).view(n, size, n, total)
     row = torch.arange(size, device=scores.device)
@@ -90,7 +90,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
         raise ValueError(f"clean and adversarial have shapes {came}, expected one shape (N, D)")
     with full_precision(clean):
         pair = F.normalize(torch.stack([upcast(clean), upcast(adversarial)]), dim=2)  # 2 x N x D
-        keys, first = _gathered(pair)
+        keys, first = _gathered("clean", pair)
         size, total = len(clean), keys.shape[1]
         scores = (pair[0] @ keys.flatten(0, 1).T / temperature).view(size, 2, total)
         positive = (pair[0] * pair[1]).sum(1) / temperature
@@ -99,7 +99,7 @@ def adversarial_contrast(clean: Tensor, adversarial: Tensor, temperature: float 
     return scores.masked_fill(own[:, None], -torch.inf).flatten(1).logsumexp(1) - positive
 
 
-def _gathered(anchors: Tensor) -> tuple[Tensor, int]:
+def _gathered(name: str, anchors: Tensor) -> tuple[Tensor, int]:
     """The vectors of all processes, n x M x D, with gradients, and the place of this process's first image."""
     first = 0
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -108,7 +108,9 @@ def _gathered(anchors: Tensor) -> tuple[Tensor, int]:
         first = dist.get_rank() * anchors.shape[1]
         anchors = torch.cat(all_gather(anchors.contiguous()), dim=1)
     if anchors.shape[1] < 2:
-        raise ValueError(f"the batch has {anchors.shape[1]} image, expected at least two that are compared")
+        raise ValueError(
+            f"{name} has {anchors.shape[1]} image, expected at least two: an image is compared with others"
+        )
     return anchors, first
 
 

@@ -1,4 +1,4 @@
-"""What is shown while something runs, and what a console can show."""
+"""What is shown while and after something runs: who looks on, what a console can show, and progress."""
 
 from __future__ import annotations
 
@@ -6,14 +6,48 @@ import os
 import sys
 import time
 import unicodedata
+from typing import Literal
 
+# Words in the command line of the process that started a kernel
+BATCH = ("papermill", "nbmake", "pytest", "nbconvert", "jupyter-execute", "sphinx", "jcache", "robrep.book.site",
+         "robrep.book.grade")  # fmt: skip
+SERVERS = ("jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter_server", "jupyterhub", "-m jupyterlab",
+           "-m notebook")  # fmt: skip
+# Environment variables of a kernel that JupyterLab 4, Notebook 7 and JupyterHub, or VS Code started
+SESSIONS = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")
 _PLAIN = {"✓": "+", "✗": "x", "–": "-", "−": "-", "±": "+-", "×": "x", "ε": "eps", "→": "->", "≤": "<=", "≥": ">="}
 
 
-def in_notebook() -> bool:
-    """Whether this code runs in a notebook's kernel, unless ``ROBREP_BATCH`` in the environment marks a batch run
-    (papermill, CI)."""
-    return bool({"ipykernel", "google.colab"} & set(sys.modules)) and not os.environ.get("ROBREP_BATCH")
+def started_by() -> str:
+    """Command line of the process that started this kernel; empty where the system does not tell."""
+    try:
+        import psutil  # ipykernel brings it
+
+        parent = os.environ.get("JPY_PARENT_PID") if os.name != "nt" else None  # on Windows it is no process number
+        return " ".join(psutil.Process(int(parent or os.getppid())).cmdline())
+    except (ImportError, ValueError, OSError, psutil.Error):  # a process of another user, or one that has ended
+        return ""
+
+
+def watched() -> bool:
+    """Whether this code runs in an open notebook (Jupyter, VS Code or Colab) and not in a batch run.
+
+    Batch runs (papermill, nbmake, nbconvert) are known by the process that started the kernel, or by ``ROBREP_BATCH``
+    in the environment.
+    """
+    if os.environ.get("ROBREP_BATCH") or not {"ipykernel", "google.colab"} & set(sys.modules):
+        return False
+    started = started_by()
+    if any(word in started for word in BATCH):
+        return False
+    open_in_code = hasattr(sys.modules.get("__main__"), "__vsc_ipynb_file__")  # where VS Code's kernel is remote
+    signs = any(name in os.environ for name in SESSIONS) or any(word in started for word in SERVERS)
+    return signs or open_in_code or "google.colab" in sys.modules
+
+
+def front_end() -> Literal["terminal", "notebook", "batch"]:
+    """Where output goes: a terminal, an open notebook, or a log (papermill, nbmake, CI)."""
+    return "notebook" if watched() else "terminal" if sys.stderr.isatty() else "batch"
 
 
 def printable(text: str) -> str:
@@ -47,7 +81,7 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str = "step", show: bool = True) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done, self.began, self.spoke, self.bar, self.show = 0, time.monotonic(), time.monotonic(), None, show
-        if show and (in_notebook() or sys.stderr.isatty()):
+        if show and front_end() != "batch":
             from tqdm.auto import tqdm
 
             self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)

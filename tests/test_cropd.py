@@ -124,7 +124,7 @@ def test_the_loss_stays_wide_and_refuses_what_does_not_fit() -> None:
         torch.testing.assert_close(adversarial_contrast(a, b), slow(a.double(), b.double(), 0.5).float())
     with pytest.raises(ValueError, match=r"shapes \(4, 8\) and \(3, 8\), expected one shape"):
         adversarial_contrast(a, b[:3])
-    with pytest.raises(ValueError, match="the batch has 1 image, expected at least two"):
+    with pytest.raises(ValueError, match="clean has 1 image, expected at least two"):
         adversarial_contrast(a[:1], b[:1])
     with pytest.raises(ValueError, match="temperature is 0, expected a number above 0"):
         adversarial_contrast(a, b, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,18 +17,32 @@ from robrep.book.reproduce import reproduce
 from robrep.training import fit
 
 
-@pytest.fixture(scope="module")
-def chapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def reproduced(folder: Path, **parameters: Any) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBREP_RESULTS", str(tmp_path_factory.mktemp("records")))
-        yield SimpleNamespace(**reproduce("comparison", SCALE="smoke", ROWS=",".join(ROWS), SETTINGS={"whole": True}))
+        patch.setenv("ROBREP_RESULTS", str(folder))
+        return SimpleNamespace(folder=folder, **reproduce("comparison", SCALE="smoke", **parameters))
 
 
 @pytest.fixture(scope="module")
-def budgets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBREP_RESULTS", str(tmp_path_factory.mktemp("budgets")))
-        yield SimpleNamespace(**reproduce("comparison", SCALE="smoke", ROWS="at", SEEDS=(0,), BUDGETS=True))
+def every_row(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    return reproduced(tmp_path_factory.mktemp("records"), ROWS=",".join(ROWS), SETTINGS={"whole": True})
+
+
+@pytest.fixture(scope="module")
+def at_budgets(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    return reproduced(tmp_path_factory.mktemp("budgets"), ROWS="at", SEEDS=(0,), BUDGETS=True)
+
+
+@pytest.fixture
+def chapter(every_row: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    monkeypatch.setenv("ROBREP_RESULTS", str(every_row.folder))
+    return every_row
+
+
+@pytest.fixture
+def budgets(at_budgets: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    monkeypatch.setenv("ROBREP_RESULTS", str(at_budgets.folder))
+    return at_budgets
 
 
 def test_settings_are_tried_on_validation_images(budgets: SimpleNamespace) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from robrep import progress
-from robrep.book import figures, front_end
+from robrep.book import figures
 from robrep.evaluation import Rate
 from robrep.gaussians import Gaussian
 
@@ -307,7 +307,7 @@ def test_no_widget_is_made_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch)
     for module in ("google.colab", "ipykernel"):
         monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.delitem(sys.modules, module)
-    for name in (*front_end.SESSIONS, "ROBREP_BATCH"):
+    for name in (*progress.SESSIONS, "ROBREP_BATCH"):
         monkeypatch.delenv(name, raising=False)
     front_ends = {
         "JupyterLab 4 and Notebook 7": ("JPY_SESSION_NAME", "chapter.ipynb", ""),
@@ -318,20 +318,20 @@ def test_no_widget_is_made_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch)
     }
     for name, value, started in front_ends.values():
         with monkeypatch.context() as patch:
-            patch.setattr(front_end, "started_by", lambda started=started: started)
+            patch.setattr(progress, "started_by", lambda started=started: started)
             if name:
                 patch.setenv(name, value)
             assert not figures.live(), "no kernel at all"
             patch.setitem(sys.modules, "ipykernel", sys)
-            assert figures.live() and progress.in_notebook()
+            assert figures.live() and progress.front_end() == "notebook"
             patch.setenv("ROBREP_BATCH", "1")
             assert not figures.live()
             patch.delenv("ROBREP_BATCH")
             for batch in ("python -m papermill a b", "python /bin/jupyter-nbconvert --execute", "python -m pytest"):
-                patch.setattr(front_end, "started_by", lambda batch=batch: batch)
+                patch.setattr(progress, "started_by", lambda batch=batch: batch)
                 assert not figures.live()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    monkeypatch.setattr(front_end, "started_by", lambda: "")
+    monkeypatch.setattr(progress, "started_by", lambda: "")
     assert not figures.live(), "nothing is known"
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["__main__"], "__vsc_ipynb_file__", "/x.ipynb", raising=False)

@@ -43,7 +43,7 @@ ORDER = [
     {"book"},
 ]
 KIT = [  # the same, within robrep.book
-    {"files", "front_end"},
+    {"files"},
     {"cropd", "early_stopping", "results", "smooth_encoders", "smoothing", "vae_urkle", "worst_case_mi"},
     {"parameters"},
     {"experiment"},

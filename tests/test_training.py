@@ -723,7 +723,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 def test_progress_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "in_notebook", lambda: False)
+    monkeypatch.setattr(progress, "front_end", lambda: "batch")
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Progress("training", 5, "epoch") as bar:
@@ -739,7 +739,7 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_progress_in_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "front_end", lambda: "terminal")
     with Progress("training", 2, "epoch") as bar:
         bar.update(1, "loss 0.5")
         bar.update(1)
@@ -747,15 +747,25 @@ def test_progress_in_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert bar.bar is not None and bar.bar.n == 2
 
 
-def test_a_notebook_unless_it_is_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("google.colab", "ipykernel"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.delenv("ROBREP_BATCH", raising=False)
-    assert not progress.in_notebook()
+    for name in (*progress.SESSIONS, "ROBREP_BATCH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "started_by", lambda: "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert progress.front_end() == "batch"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert progress.front_end() == "terminal"
+    monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    assert progress.front_end() == "terminal"  # a terminal inside Jupyter
     monkeypatch.setitem(sys.modules, "ipykernel", logging)
-    assert progress.in_notebook()
-    monkeypatch.setenv("ROBREP_BATCH", "1")
-    assert not progress.in_notebook()
+    assert progress.front_end() == "notebook"
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert progress.front_end() == "batch"  # papermill's kernel
+    monkeypatch.setitem(sys.modules, "google.colab", logging)
+    assert progress.front_end() == "notebook"
 
 
 def test_fit_reports_its_epochs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

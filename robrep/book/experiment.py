@@ -28,7 +28,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -41,7 +40,6 @@ from torch import Tensor, nn
 
 from robrep import data
 from robrep.book import results
-from robrep.book.front_end import watched
 from robrep.book.parameters import checked, like, share_of
 from robrep.book.results.schema import SCALES
 from robrep.checks import one_of
@@ -367,8 +365,6 @@ class Experiment:
     """
 
     def __init__(self, chapter: str, parameters: Mapping[str, Any]) -> None:
-        if not watched():
-            os.environ["ROBREP_BATCH"] = "1"  # the library shows progress in lines, in papermill's kernels too
         lines = table(chapter)
         given = checked(parameters, {name: tuple(line.values.values()) for name, line in lines.items()})
         self.chapter, self.scale, self.seed = chapter, given.get("SCALE", "demo"), given.get("SEED", 0)

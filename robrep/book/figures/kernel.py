@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robrep.book.front_end import watched
+from robrep.progress import watched
 
 
 def live() -> bool:
