@@ -69,10 +69,9 @@ TRIED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 TRIED_AT = 2  #: they are tried at this multiple of the budget
 #: Multiples of the budget that the best of them then gets, and the number of training seeds there.
-BUDGETS: dict[str, dict[int, int]] = {row: {1: 1, 3: 1} for row in TRIED} | {
-    "supervised": {1: 3, 3: 1},
-    "byorl": {1: 1, 3: 1, 10: 3},
-    "worst_case_infomax": {1: 1, 3: 1, 10: 1},
+BUDGETS: dict[str, dict[int, int]] = {row: {1: 3, 3: 3} for row in TRIED} | {
+    "byorl": {1: 3, 3: 3, 10: 3},
+    "worst_case_infomax": {1: 3, 3: 3, 10: 1},
 }
 
 
