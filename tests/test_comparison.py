@@ -87,7 +87,7 @@ def test_method_plane() -> None:
         {"A": (1.0, [0.2, 0.4]), "B": (2.0, 0.5)}, {"one": ["A"], "two": ["B"]}, x_title="x", y_title="y", title="T."
     )
     assert [t.name for t in fig.data] == ["one", "two"] and fig.data[0].y[0] == pytest.approx(0.3)
-    assert "A (one): 1, 0.3" in fig.layout.meta["alt"]
+    assert "A (one): 1, 0.3" in fig.layout.meta["alt"] and fig.layout.meta["numbered"]
     with pytest.raises(ValueError, match="groups hold"):
         method_plane({"A": (1, 1)}, {"one": []}, x_title="", y_title="", title="")
 

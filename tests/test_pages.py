@@ -122,6 +122,17 @@ def test_page_on_a_phone(browser: Any, site: Path, name: str, theme: str) -> Non
         visit.check()
 
 
+def test_names_in_a_plane_are_numbers_on_a_phone(browser: Any, site: Path) -> None:
+    with Visit(browser, site, "book/comparison.html", width=390) as visit:
+        visit.draw_all()
+        plane = visit.page.locator(".robrep-figure").first
+        numbers = plane.locator(".textpoint text").all_text_contents()
+        told = " ".join(plane.locator(".legendtext").all_text_contents())
+        assert sorted(map(int, numbers)) == [*range(1, 16)]
+        assert all(f"{number} " in told for number in numbers) and "1 Standard" in told
+        visit.check()
+
+
 @pytest.mark.parametrize("name", page_names())
 def test_page_on_a_desk(browser: Any, site: Path, name: str) -> None:
     """At 1440 px: the same quiet; every formula is rendered; every image and figure has a text alternative."""

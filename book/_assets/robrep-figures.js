@@ -93,12 +93,29 @@
     if (!isNarrow(box)) return result;
     result.dragmode = false;
     if (data.some((trace) => trace.type === "image")) result.height = shrunk(layout, box);
+    if (layout.meta?.numbered) result.height = 1.3 * layout.height; // its legend is longer
     const margin = layout.margin ?? {};
     result.margin = { ...margin, l: Math.min(margin.l ?? 80, 48), r: Math.min(margin.r ?? 80, 12) };
     if (layout.legend?.orientation !== "h") {
       result.legend = { ...(layout.legend ?? {}), orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" };
     }
     return result;
+  }
+
+  // Names beside points cover each other on a narrow screen: there they are numbers, which the legend explains.
+  function numbered(data) {
+    let count = 0;
+    return data.map((trace) => {
+      const told = trace.text.map((name) => `${++count} ${name}`);
+      const lines = told.reduce((all, each, k) => all + (k === 0 ? "" : k % 2 ? ", " : ",<br>") + each, "");
+      return {
+        ...trace,
+        name: `${trace.name}: ${lines}`,
+        text: told.map((each) => each.split(" ")[0]),
+        hovertext: trace.text,
+        hovertemplate: trace.hovertemplate.replace("%{text}", "%{hovertext}"),
+      };
+    });
   }
 
   // Plotly's sliders and menus answer to a pointer alone. Each gets a native control for keys and screen readers, unseen:
@@ -149,7 +166,8 @@
     const stage = document.createElement("div");
     box.append(stage);
     const config = { responsive: true, displaylogo: false, displayModeBar: isNarrow(box) ? false : "hover" };
-    await Plotly.newPlot(stage, { data, layout: arranged(data, layout, box), frames, config });
+    const traces = layout.meta?.numbered && isNarrow(box) ? numbered(data) : data;
+    await Plotly.newPlot(stage, { data: traces, layout: arranged(data, layout, box), frames, config });
     addControls(Plotly, stage, box);
     box.style.minHeight = "";
     box.dataset.drawn = themeName();

@@ -139,7 +139,7 @@ def method_plane(
     title: str,
     log: bool = False,
 ) -> Figure:
-    """A point for each method, with its name; a click in the legend switches a group off.
+    """A point for each method, with its name (on a narrow page a number); a click in the legend switches a group off.
 
     Args:
         points: method -> (x, y), each a number, a rate, or one number for each seed (mean, lowest and highest).
@@ -183,7 +183,7 @@ def method_plane(
     every = [end for at in points.values() for end in interval(at[0])]
     fig.update_xaxes(title_text=x_title, **({"type": "log"} | log_ticks(min(every), max(every)) if log else {}))
     fig.update_yaxes(title_text=y_title)
-    fig.update_layout(meta={"alt": f"{title} {x_title} and {y_title}: {'; '.join(told)}."})
+    fig.update_layout(meta={"alt": f"{title} {x_title} and {y_title}: {'; '.join(told)}.", "numbered": True})
     return fig
 
 
