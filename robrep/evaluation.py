@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -280,7 +281,8 @@ def evaluate(
     check_count("eps", threat.eps, n)
     mine, device = processes.share(everyone), judge.device
     if processes.world > 1:
-        processes.agree(f"{[a.name for a in suite]} {threat} {seed} {identity([*model.state_dict().values(), y])}")
+        words = re.sub(" at 0x[0-9a-f]+", "", f"{[str(a) for a in suite]} {threat}")
+        processes.agree(f"{words} {seed} {identity([*model.state_dict().values(), y])}")
     state, clean = random_state(device), torch.zeros(n, dtype=torch.bool)
     with attack_mode(model):
         clean[mine] = judge.right(mine)

@@ -126,7 +126,16 @@ def load_vit_mae(name: str = "facebook/vit-mae-large", *, local_only: bool = Fal
 
 
 def fetch(kind: Any, what: str, name: str, local_only: bool) -> Any:
-    """``kind.from_pretrained``, with an error in one sentence if it fails."""
+    """``kind.from_pretrained``, with an error in one sentence if it fails.
+
+    Args:
+        kind: a class of transformers or diffusers.
+        what: what it loads, in words.
+        name, local_only: as for :func:`load_vit_mae`.
+
+    Raises:
+        OSError: the model is neither on this machine nor can it be downloaded.
+    """
     try:
         return kind.from_pretrained(name, local_files_only=local_only)
     except Exception as error:  # from OSError to a client library's own, and each version has others

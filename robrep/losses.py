@@ -88,9 +88,9 @@ def negative_se_elbo(
     Returns:
         ``reconstruction`` (-log p(x|z)), ``prior`` and ``prior_selected`` (-log p(z) expected under p and under q) and
         ``transport`` (:func:`robrep.gaussians.entropic_wasserstein`). Their sum lies above -log p(x) of the decoder
-        with the prior N(0, I). The pairwise prior is not normalised: with
-        -D/2 ln(1 + 2 gamma) added, the sum
-        lies above that of the coupled model, in which a code has the marginal N(0, (1 + gamma) / (1 + 2 gamma) I).
+        with the prior N(0, I). The pairwise prior is not normalised: with -D/2 ln(1 + 2 gamma) added,
+        the sum lies above that of the coupled model, in which a code has the marginal
+        N(0, (1 + gamma) / (1 + 2 gamma) I).
 
     Source: Cemgil et al. 2019, eq. 6-7 and section 6, with mu_a - mu_b where the paper prints mu_a - mu_a.
     """

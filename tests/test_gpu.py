@@ -20,7 +20,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from devices import BALL, METHODS, images
@@ -394,24 +393,20 @@ def test_memory_that_runs_out_does_not_change_a_verdict(attacked: tuple[nn.Modul
 # --- the rest of the way ----------------------------------------------------------------------------------------------
 
 
-class OnDisk:
-    """Images that are read when indexed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __len__(self) -> int:
-        return len(np.load(self.path, mmap_mode="r"))
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        return torch.from_numpy(np.load(self.path, mmap_mode="r")[index.numpy()])
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_on_disk(workers: int, tmp_path: Path) -> None:
-    """Read by workers into pinned memory, they train as the same images in a tensor do."""
-    np.save(tmp_path / "images.npy", images(20, 3).numpy())
-    x, y = OnDisk(tmp_path / "images.npy"), torch.arange(20) % 2
+def test_images_of_a_folder(workers: int, tmp_path: Path) -> None:
+    """Decoded by workers into pinned memory, they train as the same images in a tensor do."""
+    from PIL import Image
+
+    pixels = images(24, 3).permute(0, 2, 3, 1).numpy()
+    for i, picture in enumerate(pixels):
+        for split in ("train", "val"):
+            folder = tmp_path / split / f"class{i % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{i}.png")
+    folder_images = data.image_folder(tmp_path, 8, val=4)
+    x, y = folder_images.x_train, folder_images.y_train
+    assert isinstance(x, data.FolderImages) and len(x) == 20
     runs = []
     for inputs in (x, x[torch.arange(20)]):
         method = built("simclr")

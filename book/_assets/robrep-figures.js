@@ -106,12 +106,13 @@
   function numbered(data) {
     let count = 0;
     return data.map((trace) => {
-      const told = trace.text.map((name) => `${++count} ${name}`);
+      const numbers = trace.text.map(() => `${++count}`);
+      const told = trace.text.map((name, k) => `${numbers[k]} ${name}`);
       const lines = told.reduce((all, each, k) => all + (k === 0 ? "" : k % 2 ? ", " : ",<br>") + each, "");
       return {
         ...trace,
         name: `${trace.name}: ${lines}`,
-        text: told.map((each) => each.split(" ")[0]),
+        text: numbers,
         hovertext: trace.text,
         hovertemplate: trace.hovertemplate.replace("%{text}", "%{hovertext}"),
       };

@@ -236,7 +236,7 @@ def against_budget(rates: Mapping[str, Mapping[float, tuple[Any, Any]]], untrain
     Args:
         rates: method -> passes for each image -> (clean, robust), each a rate, or one number for each seed (drawn as
             their mean with bars from the lowest to the highest).
-        untrained: clean accuracy on the encoder before training, a dashed line in every panel.
+        untrained: clean accuracy on the encoder before training, a dotted line in every panel.
 
     Raises:
         ValueError: no method, or one without a budget.
