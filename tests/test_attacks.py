@@ -602,7 +602,7 @@ def test_bad_objective(
         (torch.full((1, 1, 2, 2), math.nan), ValueError, "x has values from nan"),
         (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), TypeError, "x has dtype torch.uint8"),
         (torch.zeros(1, 2, 2), ValueError, r"x has shape \(1, 2, 2\), expected N x C x H x W"),
-        (torch.zeros(0, 1, 2, 2), ValueError, "with at least one image"),
+        (torch.zeros(0, 1, 2, 2), ValueError, "expected at least one image"),
         (np.zeros((1, 1, 2, 2)), TypeError, "x is a ndarray"),
     ],
 )

@@ -169,7 +169,7 @@ def test_the_library_declares_what_it_imports() -> None:
     names = {"scikit-learn": "sklearn"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
-    own = {"robrep", "PIL"} | {names.get(name, name) for name in declared}  # torchvision brings Pillow
+    own = {"robrep", "PIL", "psutil"} | {names.get(name, name) for name in declared}  # torchvision brings Pillow
     for path in LIBRARY:
         others = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - own
         assert not others, f"{path} imports {sorted(others)}, which pyproject.toml does not list"
