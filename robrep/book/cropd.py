@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from robrep.augmentations import Augmentation
 from robrep.checks import nonnegative, optional, positive_int
+from robrep.encoders import ResNetEncoder
 from robrep.foundation import Prepare, ViTMAE, fetch
 from robrep.gaussians import Gaussian, kl, standard_normal_like
 from robrep.methods import Reconstruction, Terms, pixel_error
 from robrep.random import Seed, fold, noise, uniform
 
 # --- foundation models --------------------------------------------------------------------------------------------
+
+#: SHA-256 of the file of :func:`load_cifar10_classifier`.
+CIFAR10_CLASSIFIER = "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7"
 
 
 def new_vit_mae(
@@ -62,6 +70,29 @@ def new_vit_mae(
             decoder_intermediate_size=4 * decoder_width,
         )
     )
+
+
+def load_cifar10_classifier() -> tuple[ResNetEncoder, nn.Linear]:
+    """A ResNet-18 that others trained on CIFAR-10, without attacks: the example model of the package pyautoattack.
+
+    Returns:
+        The encoder, in evaluation mode, from images (N, 3, 32, 32) in [0, 1] to codes (N, 512); and its own linear
+        head, from codes to logits (N, 10).
+
+    Raises:
+        ImportError: pyautoattack is not installed.
+        ValueError: the package holds another file than the one that was looked at.
+    """
+    path = Path(optional("pyautoattack", "autoattack").__file__).parent / "examples" / "model_test.pt"
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != CIFAR10_CLASSIFIER:
+        raise ValueError(f"{path.name} of pyautoattack has the hash {found}, expected {CIFAR10_CLASSIFIER}")
+    theirs = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    encoder, head = ResNetEncoder(18, gaussian=False), nn.Linear(512, 10)
+    for module, values in ((encoder, [*theirs.values()][:-2]), (head, [*theirs.values()][-2:])):
+        module.load_state_dict(dict(zip(module.state_dict(), values, strict=True)))  # other names, the same order
+    return encoder.eval(), head.eval()
 
 
 class MaskedPretraining(nn.Module):
