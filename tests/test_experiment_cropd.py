@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from robrep import data, suites
 from robrep.book import experiment, results
+from robrep.book.cropd import load_cifar10_classifier
 from robrep.book.experiment import Experiment
 from robrep.book.reproduce import reproduce
 from robrep.methods import CRoPD, MixedHead
 
+SUITE = suites.suite
 STUDIES = ("encoder_only", "masking", "cost")
 ROWS = ("identity", "vanilla", "arae", "cropd", *(["vae"] if importlib.util.find_spec("diffusers") else []))
 
@@ -127,3 +132,46 @@ def test_what_came_with_the_book_is_found(names: dict[str, Any], exp: Experiment
             assert run.seed == seed and run.settings | changes == run.settings
     lora = exp.find("lora", scale="lite", seed=0, folder=results.recorded_folder())
     assert lora.variant == "foundation=mae"
+
+
+def photographs() -> data.Dataset:
+    """Noise in the shape of CIFAR-10."""
+    draw = torch.Generator().manual_seed(0)
+    parts = [(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=draw), torch.arange(n) % 10)
+             for n in (40, 20, 20)]  # fmt: skip
+    return data.Dataset("cifar10", tuple("abcdefghij"), *(tensor for part in parts for tensor in part))
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("cifar10", 10), ("cifar2", 2)])
+def test_a_classifier_by_others_keeps_its_weights_and_its_head(
+    dataset: str, classes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyautoattack")
+    whole, limited = photographs(), suites.suite("cropd", max_steps=1, max_queries=1)[-1:]
+    monkeypatch.setenv("ROBREP_RESULTS", str(tmp_path))
+    monkeypatch.setattr(data, "load", lambda name, **options: whole)
+    monkeypatch.setattr(suites, "suite", lambda name, **limits: (*SUITE(name, **limits)[:2], *limited))
+    settings = {"foundation": "pyautoattack", "test_images": 4, "few_images": 2, "train_images": 32, "epochs": 1}
+    settings |= {"suite": [1, 1, 1], "head_epochs": 1, "robust_epochs": 1, "robust_steps": 1, "eps": 0.01}
+    names = reproduce("cropd", SCALE="lite", DATASET=dataset, ROWS="identity,vanilla", SETTINGS=settings)
+    theirs, head = load_cifar10_classifier()
+    for row in ("identity", "vanilla"):
+        t = names["exp"].run(row)
+        assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in t.n.foundation.state_dict().items())
+        assert torch.equal(t.n.own_head.weight, head.weight[:classes]) and t.n.head.out_features == classes
+        model = names["chain"](t, "own_head")
+        x = data.as_float(t.d.x_test)
+        with torch.no_grad():
+            seen = x if row == "identity" else t.n.autoencoder(x)
+            assert torch.allclose(model(x), head(theirs(seen))[:, :classes], atol=1e-4)
+        rates = [t[f"{name}_own_head"] for name in ("clean", "pgd10", "pgd20", "worst")]
+        assert [r.value for r in rates] == sorted((r.value for r in rates), reverse=True)
+        assert t["whole_own_head"].n == 2 and len(t.curves["radius"]["x"]) == 5
+        assert t.curves["radius"]["y"][0] == t["clean_own_head"].value
+
+
+def test_the_classifier_by_others_needs_its_own_images() -> None:
+    with pytest.raises(
+        ValueError, match="foundation is 'pyautoattack' and dataset 'digits', expected cifar10 or cifar2"
+    ):
+        reproduce("cropd", SCALE="smoke", ROWS="vanilla", SETTINGS={"foundation": "pyautoattack"})

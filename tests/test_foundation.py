@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from robrep import foundation
 from robrep.attacks import PGD, Linf
-from robrep.book.cropd import load_diffusion_vae, new_diffusion_vae, new_vit_mae, with_lora
+from robrep.book import cropd
+from robrep.book.cropd import load_cifar10_classifier, load_diffusion_vae, new_diffusion_vae, new_vit_mae, with_lora
 from robrep.encoders import MaskedAutoEncoder
 from robrep.evaluation import evaluate
 from robrep.foundation import Chain, FrozenFoundation, Prepare, load_vit_mae
@@ -248,3 +249,21 @@ def test_a_small_diffusion_vae_is_of_the_kind_that_is_loaded(tmp_path: Path) -> 
     assert torch.equal(load_diffusion_vae(str(tmp_path), local_only=True)(x), small(x))
     with pytest.raises(ValueError, match="widths is .*, expected at least one width, each a multiple of 8"):
         new_diffusion_vae(1, (8, 12))
+
+
+def test_the_classifier_by_others_says_what_their_own_code_says() -> None:
+    module = pytest.importorskip("pyautoattack.examples.resnet")
+    path = Path(module.__file__).with_name("model_test.pt")
+    theirs = module.ResNet18()
+    theirs.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    encoder, head = load_cifar10_classifier()
+    x = images(4, 3, 32)
+    with torch.no_grad():
+        assert torch.allclose(head(encoder(x)), theirs.eval()(x), atol=1e-4)
+    assert encoder(x).shape == (4, encoder.dim) == (4, 512) and not encoder.training
+
+
+def test_another_file_in_its_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cropd, "CIFAR10_CLASSIFIER", "0" * 64)
+    with pytest.raises(ValueError, match="model_test.pt of pyautoattack has the hash [0-9a-f]{64}, expected 0{64}"):
+        load_cifar10_classifier()

@@ -557,7 +557,8 @@ class Experiment:
             t.note(self.studies[t.row](t))
         else:
             self.train_row(t)
-            results.round_weights(*vars(t.n).values())  # what is judged is what is saved
+            if self.scale in self._kept[1]:
+                results.round_weights(*vars(t.n).values())  # what is judged is what is saved
             for network in vars(t.n).values():
                 network.eval()
             t.note(self.judge_row(t))
