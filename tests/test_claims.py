@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,36 @@ def test_the_layers_of_the_paper_alone_do_not_close_the_gap(root: Path) -> None:
     assert 100 * found["robust"].high < printed.value - printed.spread
     assert 0 <= found["robust_few"].value - found["robust_strong"].value < 0.01 and found["robust_radius_1"].value == 0
     assert f"{found.minutes:.1f} minutes of training on one H200" in (root / "book" / "vae_urkle.ipynb").read_text()
+
+
+def printed(row: str, column: str) -> results.PublishedValue:
+    (value,) = [v for v in results.published("nguyen2022", table="1") if (v.row, v.column) == (row, column)]
+    return value
+
+
+def test_a_weak_attack_does_not_explain_the_gap(root: Path) -> None:
+    weak = results.load_run("vae_urkle", "lite-mnist-one_step-0", folder=root / "book" / "results")
+    for row, title in (("at", "AT"), ("trades", "TRADES"), ("vae_urkle", "VAE + Urkle")):
+        value, rate = printed(title, "Adversarial Acc"), weak[row]
+        assert rate.n == 10_000 and rate.attack.startswith("FGSM on cross entropy")
+        assert 100 * rate.high < value.value - value.spread
+
+
+def on_validation(root: Path, **changes: Any) -> results.Run:
+    exp = Experiment("vae_urkle", {"RECORDED": True})
+    folder = root / "book" / "results"
+    s = dict(scale="lite", seed=0, judged_on="val", train_split="train", folder=folder)
+    found = exp.find("at", **s, **changes)
+    assert found.data["split"] == "val" and found["robust"].n == 5_000 and found.data["n_train"] == 55_000
+    assert found.settings["eps"] == 0.1, "of the test; the radius of training is another setting"
+    return found
+
+
+def test_of_what_the_paper_leaves_out_only_a_larger_radius_helps(root: Path) -> None:
+    base, decayed, longer = (on_validation(root, **c) for c in ({}, {"weight_decay": 0.1}, {"epochs_supervised": 30}))
+    wider = on_validation(root, training_radius=2.0)
+    for run_ in (decayed, longer):
+        assert abs(run_["robust"].value - base["robust"].value) < 0.005
+    end = {r.run: r.curves["training_cross_entropy"]["y"][-1] for r in (base, longer)}
+    assert end[longer.run] < 0.2 * end[base.run], "it overfits"
+    assert wider["robust"].low > base["robust"].high and wider["clean"].value < base["clean"].value

@@ -47,6 +47,9 @@ class Spy:
 def test_every_setting_is_read_and_every_run_found(chapter: dict[str, Any]) -> None:
     exp = chapter["exp"]
     exp.run("simclr", net="resnet18")
+    tried = exp.run("simclr_urkle", beta_robust=0.02, judged_on="val")
+    found = exp.find("simclr_urkle", beta_robust=0.02, judged_on="val")
+    assert set(tried.metrics) == set(found.metrics) == {"clean", "robust"} and found.data["split"] == "val"
     assert exp.unread() == []
     few = {f"{kind}_{n}_labels" for kind in ("clean", "robust", "robust_twice") for n in (40, 20)}
     for row in ROWS:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from spies import attacked, spied
 
-from robrep.attacks import APGD, PGD
+from robrep.attacks import APGD, FGSM, PGD, Linf
 from robrep.book import experiment, reproduce, results
+from robrep.evaluation import robust_accuracy
 
 ROWS = ("standard", "at", "trades", "ae_trades", "vae", "vae_urkle")
 
@@ -53,3 +54,34 @@ def test_what_is_asked_for_is_what_runs(chapter: dict[str, Any], monkeypatch: py
     (record,) = results.runs("vae_urkle", scale="smoke", row="vae_urkle", seed=1)
     assert {name: record.settings[name] for name in asked} == asked
     assert record.weights is None and {"beta_trades", "epochs_supervised"}.isdisjoint(record.read or [])
+
+
+def test_one_step_attacks_the_recorded_networks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ROBREP_RESULTS", "ROBREP_CACHE"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("one") / name))
+        names = reproduce.reproduce("vae_urkle", SCALE="smoke", ROWS="at,trades,vae_urkle,one_step")
+        exp = names["exp"]
+        t = exp.trials["one_step", 0, exp.settings]
+        assert t.metrics.keys() == {"at", "trades", "vae_urkle"} and "FGSM on" in t["at"].attack
+        for row, rate in t.metrics.items():
+            made = names["classifier"](exp.run(row)).eval()
+            again = robust_accuracy(made, t.d.x_test, t.d.y_test, FGSM(random_start=False), Linf(t.s.eps))
+            assert again.value == rate.value and rate.n == len(t.d.x_test)
+
+
+def test_the_radius_of_training_is_one_of_its_own(chapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = attacked(monkeypatch)
+    chapter["exp"].run("at", seed=2, training_radius=2.0, judged_on="val", eps=0.05)
+    assert {(kind, steps, eps) for kind, steps, eps in attacks} == {(PGD, 1, 0.1), (PGD, 2, 0.05)}
+    (record,) = results.runs("vae_urkle", scale="smoke", row="at", seed=2)
+    assert record.data["split"] == "val" and set(record.metrics) == {"clean", "robust"}
+
+
+def test_unknown_images_are_refused_before_the_training(
+    chapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = spied(monkeypatch, experiment, "fit")
+    with pytest.raises(ValueError, match="judged_on is 'valid', expected one of 'val', 'test'"):
+        chapter["exp"].run("at", judged_on="valid")
+    assert fits == []

@@ -232,8 +232,13 @@ def split(s: Settings, dataset: data.Dataset | None = None) -> Data:
     """The parts of a data set that these settings name.
 
     Read are ``dataset`` (unless one is given) and ``test_images``, and where the chapter has them ``train_split``
-    ("train" or "train+val"), ``train_images``, ``val_images`` and ``few_images``.
+    ("train" or "train+val"), ``train_images``, ``val_images``, ``few_images`` and ``judged_on`` ("val" or "test").
+
+    Raises:
+        ValueError: ``judged_on`` is neither of the two.
     """
+    if "judged_on" in s:
+        one_of("judged_on", s.judged_on, ("val", "test"))  # before the training, after which it counts
     if dataset is None:
         dataset = data.load(s.dataset)
         dataset = dataset.task("digit") if dataset.tasks else dataset
@@ -318,6 +323,14 @@ class Trial:
         """New networks for its data, or for other data, with the weights that the seed gives."""
         torch.manual_seed(self.seed)
         return SimpleNamespace(**self.exp.draw(self.row, self.s, self.d if d is None else d))
+
+    def on_validation(self) -> bool:
+        """Whether the setting ``judged_on`` has validation images counted; the record then says so, too."""
+        if self.s.judged_on == "test":
+            return False
+        d = self.d
+        self.facts = results.data_facts(d.dataset, split="val", n_train=len(d.x_train), n_test=len(d.x_val))
+        return True
 
     def method(self) -> nn.Module:
         """What the row trains, around its networks."""
