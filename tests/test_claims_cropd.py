@@ -249,3 +249,28 @@ def test_the_full_setting_constructs_and_has_the_papers_size() -> None:
     with torch.device("meta"):  # Table 12 says 27.6 % of the foundation model: the large auto-encoder without projector
         share = sum(p.numel() for p in MaskedAutoEncoder.named("high_resolution", 224).parameters()) / 303.3e6
     assert round(100 * share, 1) == 27.6
+
+
+def others(folder: Path, row: str) -> results.Run:
+    (one,) = results.runs("cropd", scale="lite", dataset="cifar10", row=row, variant="", seed=0, folder=folder)
+    assert one.settings["foundation"] == "pyautoattack" and one.settings["eps"] == 8 / 255
+    return one
+
+
+@pytest.mark.parametrize("row", ("identity", "vanilla", "cropd"))
+def test_in_front_of_a_classifier_by_others_nothing_survives(recorded: Path, row: str) -> None:
+    one = others(recorded, row)
+    for head in ("", "_own_head", "_robust_head"):
+        rates = [one[f"{name}{head}"] for name in ("clean", "pgd10", "pgd20", "worst")]
+        assert [r.value for r in rates] == sorted((r.value for r in rates), reverse=True)
+        assert rates[-1].value == 0 and rates[0].n == 200
+    assert one["whole_own_head"].value == one["radius_1"].value == 0
+
+
+def test_why_cropd_fails_in_front_of_it(recorded: Path) -> None:
+    alone, m = others(recorded, "identity"), others(recorded, "cropd")
+    assert m["clean_own_head"].high < m["clean"].value < 0.5 * alone["clean_own_head"].value
+    bare = dict(zip((round(255 * r) for r in alone.curves["radius"]["x"]), alone.curves["radius"]["y"], strict=True))
+    assert bare[0] == alone["clean_own_head"].value > 0.9 and bare[4] == 0 and 0.3 < bare[1] < 0.6
+    assert 8 * m["gain"].value > 4, "what passes is more than the radius at which the bare classifier is lost"
+    assert m["bare"].value > 0.9 * m["clean"].value, "an attack on the bare classifier hardly transfers"
