@@ -283,6 +283,19 @@ def test_a_setting_that_a_run_did_not_read_makes_no_difference() -> None:
         made().find("standard", eps=0.3)
 
 
+def test_of_an_older_record_counts_what_newer_runs_of_its_row_read() -> None:
+    settings = at_scale("toy", "smoke") | {"steps": 7}
+    facts = {"name": "digits", "split": "test", "n_train": 1, "n_test": 1, "note": "", "fingerprint": "x"}
+    results.record("toy", "smoke-digits-standard-5", scale="smoke", row="standard", seed=5, settings=settings,
+                   metrics={"clean": 0.5}, data=facts, minutes=0)  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="steps = 1; the nearest, .*, has steps = 7"):
+        made().find("standard", seed=5)  # unknown what it read
+    made().run("standard", seed=1)
+    assert made().find("standard", seed=5).settings["steps"] == 7
+    with pytest.raises(FileNotFoundError, match="eps = 0.3"):
+        made().find("standard", seed=5, eps=0.3)
+
+
 def test_a_run_is_found_at_another_scale_and_by_what_an_old_variant_says() -> None:
     made(SCALE="demo").run("standard")
     exp = made(SETTINGS={"eps": 0.4})

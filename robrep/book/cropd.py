@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Literal
 
 import torch
@@ -83,7 +83,7 @@ def load_cifar10_classifier() -> tuple[ResNetEncoder, nn.Linear]:
         ImportError: pyautoattack is not installed.
         ValueError: the package holds another file than the one that was looked at.
     """
-    path = Path(optional("pyautoattack", "autoattack").__file__).parent / "examples" / "model_test.pt"
+    path = files(optional("pyautoattack", "autoattack")).joinpath("examples", "model_test.pt")
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != CIFAR10_CLASSIFIER:

@@ -643,8 +643,8 @@ class Experiment:
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
         apart, same = [], []
         for record in reversed(known):
-            was = self._recorded(record)
-            different = [k for k in was if was[k] != asked[k] and (record.read is None or k in record.read)]
+            was, read = self._recorded(record), self._read_by(record)
+            different = [k for k in was if was[k] != asked[k] and (read is None or k in read)]
             if not different:
                 same.append(record)
                 continue
@@ -657,6 +657,13 @@ class Experiment:
             raise FileNotFoundError(what)
         _, nearest, name = min(apart)
         raise FileNotFoundError(f"{what} and {name} = {asked[name]!r}; the nearest, {nearest}")
+
+    def _read_by(self, record: results.Run) -> frozenset[str] | None:
+        """The settings that a record read; of an older one, which does not say, what any run of its row read."""
+        if record.read is not None:
+            return frozenset(record.read)
+        told = [r.read for r in results.runs(self.chapter, row=record.row) if r.read is not None]
+        return frozenset().union(*told) if told else None
 
     def _recorded(self, record: results.Run) -> dict[str, Any]:
         """The settings of a record that the chapter still has, as their kinds are today."""
