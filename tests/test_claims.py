@@ -146,9 +146,11 @@ def printed(row: str, column: str) -> results.PublishedValue:
 
 
 def test_a_weak_attack_does_not_explain_the_gap(root: Path) -> None:
-    weak = results.load_run("vae_urkle", "lite-mnist-one_step-0", folder=root / "book" / "results")
+    weak = results.load_run("vae_urkle", "lite-mnist-weaker-0", folder=root / "book" / "results")
     for row, title in (("at", "AT"), ("trades", "TRADES"), ("vae_urkle", "VAE + Urkle")):
-        value, rate = printed(title, "Adversarial Acc"), weak[row]
+        value, rate = printed(title, "Adversarial Acc"), weak[f"fgsm_{row}"]
+        own = weak[f"pgd_{row}"].value - run(row, 0, root / "book" / "results", "lite", "mnist")["robust"].value
+        assert abs(own) < 0.005, "the attack of the training is as strong as the one with ten times the steps"
         assert rate.n == 10_000 and rate.attack.startswith("FGSM on cross entropy")
         assert 100 * rate.high < value.value - value.spread
 
