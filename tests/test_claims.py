@@ -173,3 +173,21 @@ def test_of_what_the_paper_leaves_out_only_a_larger_radius_helps(root: Path) -> 
     end = {r.run: r.curves["training_cross_entropy"]["y"][-1] for r in (base, longer)}
     assert end[longer.run] < 0.2 * end[base.run], "it overfits"
     assert wider["robust"].low > base["robust"].high and wider["clean"].value < base["clean"].value
+
+
+def test_trained_at_twice_the_radius_at_comes_near_the_paper(root: Path) -> None:
+    folder = root / "book" / "results"
+    (wide,) = [
+        r for r in results.runs("vae_urkle", scale="lite", dataset="mnist", row="at", seed=0, folder=folder)
+        if r.settings.get("training_radius") == 2.0 and r.data["split"] == "test"
+    ]  # fmt: skip
+    base = run("at", 0, folder, "lite", "mnist")
+    differing = {k for k in wide.read or () if k in base.settings and wide.settings[k] != base.settings[k]}
+    assert differing <= {"few_images", "suite_steps", "suite_queries"}, "of the training only its radius differs"
+    assert wide["robust"].n == 10_000 and wide["robust"].low > base["robust"].high
+    clean, robust = printed("AT", "Clean Acc"), printed("AT", "Adversarial Acc")
+    assert abs(100 * wide["clean"].value - clean.value) <= clean.spread + 1e-9
+    assert 100 * wide["robust"].value < robust.value - robust.spread <= 100 * wide["robust"].high
+    assert wide["robust_few"].value - wide["robust_strong"].value < 0.02 and no_more_than_chance(
+        wide["robust_radius_1"]
+    )
