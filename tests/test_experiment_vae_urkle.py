@@ -74,7 +74,7 @@ def test_weaker_attacks_meet_the_recorded_networks(tmp_path_factory: pytest.Temp
 def test_the_radius_of_training_is_one_of_its_own(chapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     attacks = attacked(monkeypatch)
     chapter["exp"].run("at", seed=2, training_radius=2.0, judged_on="val", eps=0.05)
-    assert {(kind, steps, eps) for kind, steps, eps in attacks} == {(PGD, 1, 0.1), (PGD, 2, 0.05)}
+    assert set(attacks) == {(PGD, 1, 0.1), (PGD, 2, 0.05)}
     (record,) = results.runs("vae_urkle", scale="smoke", row="at", seed=2)
     assert record.data["split"] == "val" and set(record.metrics) == {"clean", "robust"}
 

@@ -73,7 +73,7 @@ def new_vit_mae(
 
 
 def load_cifar10_classifier() -> tuple[ResNetEncoder, nn.Linear]:
-    """A ResNet-18 that others trained on CIFAR-10, without attacks: the example model of the package pyautoattack.
+    """A ResNet-18 that others trained on CIFAR-10: the example model of the package pyautoattack. It is not robust.
 
     Returns:
         The encoder, in evaluation mode, from images (N, 3, 32, 32) in [0, 1] to codes (N, 512); and its own linear

@@ -641,9 +641,10 @@ class Experiment:
     def _find(self, row: str, seed: int, s: Settings, folder: Path | None = None) -> results.Run:
         scale, asked = s.scale, s.plain()
         known = results.runs(self.chapter, scale=scale, dataset=asked["dataset"], row=row, seed=seed, folder=folder)
+        by_row = self._read_by_row(row) if any(record.read is None for record in known) else None
         apart, same = [], []
         for record in reversed(known):
-            was, read = self._recorded(record), self._read_by(record)
+            was, read = self._recorded(record), by_row if record.read is None else record.read
             different = [k for k in was if was[k] != asked[k] and (read is None or k in read)]
             if not different:
                 same.append(record)
@@ -658,12 +659,10 @@ class Experiment:
         _, nearest, name = min(apart)
         raise FileNotFoundError(f"{what} and {name} = {asked[name]!r}; the nearest, {nearest}")
 
-    def _read_by(self, record: results.Run) -> frozenset[str] | None:
-        """The settings that a record read; of an older one, which does not say, what any run of its row read."""
-        if record.read is not None:
-            return frozenset(record.read)
-        told = [r.read for r in results.runs(self.chapter, row=record.row) if r.read is not None]
-        return frozenset().union(*told) if told else None
+    def _read_by_row(self, row: str) -> set[str] | None:
+        """The settings that any run of a row read, for older records, which do not say; None if no run says."""
+        told = [run.read for run in results.runs(self.chapter, row=row) if run.read is not None]
+        return set().union(*told) if told else None
 
     def _recorded(self, record: results.Run) -> dict[str, Any]:
         """The settings of a record that the chapter still has, as their kinds are today."""
