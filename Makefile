@@ -23,6 +23,7 @@ LOWEST = $(shell $(PYTHON) -c "import tomllib; p = tomllib.load(open('pyproject.
 
 STARTED := $(shell date +%s)
 # The installation is redone when what is asked for changes, or when the folder has moved (the install is editable).
+# pip would compile all files to bytecode on one core; compileall does so on all, and some templates cannot be compiled.
 STAMP := $(VENV)/.installed-$(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
 
 .PHONY: help install book course serve test lowest sweeps plan runs queue next lint clean
@@ -52,8 +53,9 @@ $(STAMP):
 	@test -x $(PY) || { echo "install: creating $(VENV)"; $(PYTHON) -m venv $(VENV) || { \
 	    echo "The venv module is missing: on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }; }
 	@echo "install: requirements.txt into $(VENV) (about 6 GB, most of it torch; a few minutes)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PY) -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 	@echo "install: done in $$(( $$(date +%s) - $(STARTED) )) s"

@@ -80,12 +80,12 @@ def make_fabric(accelerator: str = "auto") -> Any:
     """
     import logging
 
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     world, local = (int(os.environ.get(k, 1)) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if accelerator == "auto":
         accelerator = default_accelerator()
-    for name in ("lightning.fabric", "lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+    for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*srun.*", module="lightning.*")
     distributed: dict[str, Any] = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}

@@ -181,9 +181,9 @@ _library.impl("_copy_from", _copy_from, "PrivateUse1")
 
 def _fabric(accelerator: str = "auto") -> Any:
     """In place of :func:`robrep.training.make_fabric`: "auto" takes the pretend GPU."""
-    from lightning.fabric import Fabric
-    from lightning.fabric.accelerators import CPUAccelerator
-    from lightning.fabric.strategies import SingleDeviceStrategy
+    from lightning_fabric import Fabric
+    from lightning_fabric.accelerators import CPUAccelerator
+    from lightning_fabric.strategies import SingleDeviceStrategy
 
     class Accelerator(CPUAccelerator):
         def setup_device(self, device: torch.device) -> None:

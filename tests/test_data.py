@@ -893,7 +893,7 @@ def test_numpy_integers_are_integers(folder):
 
 
 def test_import_loads_no_heavy_package():
-    heavy = "torchvision sklearn scipy PIL lightning"
+    heavy = "torchvision sklearn scipy PIL lightning_fabric"
     code = f"import sys, robrep.data; print([m for m in {heavy.split()} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

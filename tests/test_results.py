@@ -752,7 +752,7 @@ def test_metrics_read_well():
 
 
 def test_importing_results_loads_nothing_heavy():
-    heavy = ["torchvision", "sklearn", "lightning", "plotly", "umap", "IPython", "pandas", "safetensors"]
+    heavy = ["torchvision", "sklearn", "lightning_fabric", "plotly", "umap", "IPython", "pandas", "safetensors"]
     code = f"import sys, robrep.book.results; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"

@@ -18,7 +18,7 @@ import robrep
 from robrep.book.files import user_results, why_not_writable
 from robrep.checks import one_of
 
-PACKAGES = ("robrep", "torch", "torchvision", "numpy", "lightning", "scikit-learn", "safetensors")
+PACKAGES = ("robrep", "torch", "torchvision", "numpy", "lightning-fabric", "scikit-learn", "safetensors")
 _PACKAGE = Path(robrep.__file__).parent
 
 
