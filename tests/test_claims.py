@@ -175,19 +175,43 @@ def test_of_what_the_paper_leaves_out_only_a_larger_radius_helps(root: Path) -> 
     assert wider["robust"].low > base["robust"].high and wider["clean"].value < base["clean"].value
 
 
-def test_trained_at_twice_the_radius_at_comes_near_the_paper(root: Path) -> None:
+def trained_wider(root: Path, row: str) -> tuple[results.Run, results.Run]:
+    """The run of a row as it is, and the one that was trained at twice the radius, on the test images."""
     folder = root / "book" / "results"
     (wide,) = [
-        r for r in results.runs("vae_urkle", scale="lite", dataset="mnist", row="at", seed=0, folder=folder)
+        r for r in results.runs("vae_urkle", scale="lite", dataset="mnist", row=row, seed=0, folder=folder)
         if r.settings.get("training_radius") == 2.0 and r.data["split"] == "test"
     ]  # fmt: skip
-    base = run("at", 0, folder, "lite", "mnist")
+    base = run(row, 0, folder, "lite", "mnist")
     differing = {k for k in wide.read or () if k in base.settings and wide.settings[k] != base.settings[k]}
     assert differing <= {"few_images", "suite_steps", "suite_queries"}, "of the training only its radius differs"
-    assert wide["robust"].n == 10_000 and wide["robust"].low > base["robust"].high
+    assert wide["robust"].n == base["robust"].n == 10_000
+    return base, wide
+
+
+def test_trained_at_twice_the_radius_at_comes_near_the_paper(root: Path) -> None:
+    base, wide = trained_wider(root, "at")
+    assert wide["robust"].low > base["robust"].high
     clean, robust = printed("AT", "Clean Acc"), printed("AT", "Adversarial Acc")
     assert abs(100 * wide["clean"].value - clean.value) <= clean.spread + 1e-9
     assert 100 * wide["robust"].value < robust.value - robust.spread <= 100 * wide["robust"].high
+    assert wide["robust_few"].value - wide["robust_strong"].value < 0.02 and no_more_than_chance(
+        wide["robust_radius_1"]
+    )
+
+
+def test_trained_at_twice_the_radius_vae_urkle_reaches_farther_and_gains_nothing_at_the_radius_of_the_test(
+    root: Path,
+) -> None:
+    base, wide = trained_wider(root, "vae_urkle")
+    assert abs(wide["robust"].value - base["robust"].value) < 0.005
+    assert 0 <= base["clean"].value - wide["clean"].value < 0.005
+    before, now = (dict(zip(r.curves["radius"]["x"], r.curves["radius"]["y"], strict=True)) for r in (base, wide))
+    assert before[0.2] < 0.05 and now[0.2] > 0.9
+    folder = root / "book" / "results"
+    (large,) = results.runs("vae_urkle", scale="full", dataset="mnist", row="vae_urkle", seed=0, folder=folder)
+    tried = [*results.runs("vae_urkle", dataset="mnist", row="vae_urkle", seed=0, folder=folder)]
+    assert max(tried, key=lambda r: r["robust"].value).run == large.run
     assert wide["robust_few"].value - wide["robust_strong"].value < 0.02 and no_more_than_chance(
         wide["robust_radius_1"]
     )

@@ -257,7 +257,7 @@ def others(folder: Path, row: str) -> results.Run:
     return one
 
 
-@pytest.mark.parametrize("row", ("identity", "vanilla", "cropd"))
+@pytest.mark.parametrize("row", ("identity", "vae", "vanilla", "arae", "cropd"))
 def test_in_front_of_a_classifier_by_others_nothing_survives(recorded: Path, row: str) -> None:
     one = others(recorded, row)
     for head in ("", "_own_head", "_robust_head"):
@@ -274,3 +274,14 @@ def test_why_cropd_fails_in_front_of_it(recorded: Path) -> None:
     assert bare[0] == alone["clean_own_head"].value > 0.9 and bare[4] == 0 and 0.3 < bare[1] < 0.6
     assert 8 * m["gain"].value > 4, "what passes is more than the radius at which the bare classifier is lost"
     assert m["bare"].value > 0.9 * m["clean"].value, "an attack on the bare classifier hardly transfers"
+
+
+def test_in_front_of_it_who_rebuilds_better_keeps_more_and_withstands_no_more(recorded: Path) -> None:
+    alone = others(recorded, "identity").curves["radius"]
+    rebuilt = [others(recorded, row) for row in ("vae", "vanilla", "arae", "cropd")]
+    by_error = sorted(rebuilt, key=lambda m: m["error"].value)
+    assert by_error == sorted(rebuilt, key=lambda m: m["clean"].value, reverse=True)
+    curves = [m.curves["radius"] for m in rebuilt]
+    assert [round(255 * r) for r in alone["x"]] == [0, 1, 2, 4, 8] and all(c["x"] == alone["x"] for c in curves)
+    assert max(c["y"][1] for c in curves) < 0.5 * alone["y"][1]
+    assert all(y < 0.1 for c in (alone, *curves) for y in c["y"][2:]), "less than guessing"
