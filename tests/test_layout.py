@@ -166,7 +166,7 @@ def test_requirements() -> None:
 
 def test_the_library_declares_what_it_imports() -> None:
     """A package that only an extra brings is imported by ``checks.optional``, which says what to install."""
-    names = {"scikit-learn": "sklearn"}
+    names = {"scikit-learn": "sklearn", "lightning-fabric": "lightning_fabric"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
     own = {"robrep", "PIL", "psutil"} | {names.get(name, name) for name in declared}  # torchvision brings Pillow
