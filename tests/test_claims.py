@@ -215,7 +215,7 @@ def test_trained_at_twice_the_radius_vae_urkle_reaches_farther_and_gains_nothing
     assert before[0.2] < 0.05 and far["robust"].low > 0.9 and no_more_than_chance(far["robust_radius_1"])
     assert far["robust_few"].value - far["robust_strong"].value < 0.03
     (large,) = results.runs("vae_urkle", scale="full", dataset="mnist", row="vae_urkle", seed=0, folder=folder)
-    tried = [*results.runs("vae_urkle", dataset="mnist", row="vae_urkle", seed=0, folder=folder)]
+    tried = results.runs("vae_urkle", dataset="mnist", row="vae_urkle", seed=0, folder=folder)
     assert max(tried, key=lambda r: r["robust"].value).run == large.run
     assert wide["robust_few"].value - wide["robust_strong"].value < 0.02 and no_more_than_chance(
         wide["robust_radius_1"]
